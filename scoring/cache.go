@@ -1,0 +1,30 @@
+package scoring
+
+// Match is what one endpoint holds of one sequence.
+type Match struct {
+	// Cached is the number of leading tokens held without a gap.
+	Cached Tokens
+	// Spans say where they are held, in order of position; the last one's End
+	// equals Cached. Nil where nothing is held.
+	Spans []Span
+}
+
+// Span is a run of cached tokens in one storage location.
+type Span struct {
+	// End is the position after the run's last token; the run begins where the
+	// span before it ends, the first at 0.
+	End Tokens
+	// Location is the source's name for the place, such as LocalCPUBackend.
+	Location string
+}
+
+// CacheIndex is one source of cache truth: LMCache's controller, engine events
+// and the like. Implementations are safe for concurrent use and must not
+// block on I/O.
+type CacheIndex interface {
+	// Match reports what each endpoint holds of each sequence. The result is
+	// indexed [endpoint][sequence] in the order of the arguments; a nil row
+	// says that the source knows nothing of that endpoint, which is not the
+	// same as knowing that it holds nothing. The caller owns the result.
+	Match(p *Prompt, endpoints []Endpoint) [][]Match
+}

@@ -1,0 +1,106 @@
+package scoring
+
+import (
+	"errors"
+	"time"
+)
+
+// Errors of Pick. Only extproc turns them into HTTP statuses.
+var (
+	// ErrNoEndpoint: no endpoint that may serve the model is ready now.
+	ErrNoEndpoint = errors.New("no ready endpoint")
+	// ErrUnknownModel: every endpoint's models are known and none is the one
+	// asked for.
+	ErrUnknownModel = errors.New("no endpoint serves the model")
+	// ErrModelRequired: the request names no model and more than one is served.
+	ErrModelRequired = errors.New("the request names no model and more than one is served")
+)
+
+// Work is an amount of prefill computation in the trapezoid's unit: one token
+// attending to one position. Never negative.
+type Work float64
+
+// Candidate is one endpoint weighed for one request. The numbers are those the
+// policy saw, kept for logs, /decisions and for a booking that has to move.
+type Candidate struct {
+	Endpoint Endpoint
+	// Cached is the number of prompt tokens held, summed over sequences. Known
+	// is false where no cache source knows the endpoint.
+	Cached Tokens
+	Known  bool
+	// Matches are what the endpoint holds of each sequence, in order.
+	Matches []Match
+	// Work is this request's own prefill work there.
+	Work Work
+	// Queued is the work booked there and not yet seen finished, Waiting the
+	// number of requests it belongs to, Decoding the number of requests past
+	// their first token. Filled in under the ledger's lock.
+	Queued   Work
+	Waiting  int
+	Decoding int
+	// Turn is when the endpoint was last chosen for this model, counted in
+	// decisions; 0: never.
+	Turn uint64
+	// Estimate is the predicted time to first token, queue included.
+	Estimate time.Duration
+}
+
+// Reason says why the endpoint was chosen. The values label metrics.
+type Reason string
+
+// The reasons.
+const (
+	// ReasonOnly: there was one candidate.
+	ReasonOnly Reason = "only"
+	// ReasonTurn: the policy does not weigh; it was this endpoint's turn.
+	ReasonTurn Reason = "turn"
+	// ReasonCached: it holds more of the prompt than any other and won by it.
+	ReasonCached Reason = "cached"
+	// ReasonSpread: another endpoint holds more of the prompt, but has so much
+	// queued that computing here is sooner.
+	ReasonSpread Reason = "spread"
+	// ReasonIdle: nothing is cached that sets the candidates apart; it has the
+	// least queued.
+	ReasonIdle Reason = "idle"
+	// ReasonLoad: the request has no prompt to weigh; the least queued.
+	ReasonLoad Reason = "load"
+)
+
+// Decision is what Pick answers. It is immutable once returned.
+type Decision struct {
+	// ID is random and unguessable enough never to repeat; it ties the access
+	// log's record to the decision.
+	ID     string
+	Time   time.Time
+	Model  string
+	Policy string
+	Reason Reason
+	Prompt *Prompt
+	// Candidates are all endpoints weighed, best first by the policy. The
+	// first one is the choice.
+	Candidates []Candidate
+	// Reservation is the booking; whoever got the Decision must end it.
+	Reservation *Reservation
+}
+
+// Endpoint is the choice.
+func (d *Decision) Endpoint() Endpoint { return d.Candidates[0].Endpoint }
+
+// Estimate is the predicted time to first token at the chosen endpoint.
+func (d *Decision) Estimate() time.Duration { return d.Candidates[0].Estimate }
+
+// Outcome says how a request ended. The values label metrics.
+type Outcome string
+
+// The outcomes.
+const (
+	// OutcomeComplete: the answer ended as it should.
+	OutcomeComplete Outcome = "complete"
+	// OutcomeError: the engine answered with status 400 or above, or the
+	// connection to it failed.
+	OutcomeError Outcome = "error"
+	// OutcomeCancelled: the client went away.
+	OutcomeCancelled Outcome = "cancelled"
+	// OutcomeExpired: nothing was heard until the booking's age ran out.
+	OutcomeExpired Outcome = "expired"
+)

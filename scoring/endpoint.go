@@ -1,0 +1,50 @@
+package scoring
+
+import "slices"
+
+// EndpointID names one life of one endpoint, unique in this process. An
+// address that is removed and added again gets a new EndpointID: what was
+// booked on its former life must never be charged to the new one.
+type EndpointID uint64
+
+// Endpoint is one engine that a request may be sent to. It is an immutable
+// value: a change of any field is published as a new value with the same ID.
+type Endpoint struct {
+	// ID is given by discovery when the endpoint is first seen.
+	ID EndpointID
+	// Name is what the operator wrote (host:port, or a pod's name). It labels
+	// logs and metrics and is stable when a host name resolves anew.
+	Name string
+	// Address is what Envoy dials, always "ip:port" (IPv6 in brackets).
+	Address string
+	// Cluster names the Envoy cluster that holds this endpoint alone; it is
+	// what a cluster_header route is told.
+	Cluster string
+	// Models are the names that the engine serves, the first is its own name,
+	// the others are aliases. Nil: not known yet, the endpoint is then a
+	// candidate for every model.
+	Models []string
+	// Ready is false after failed probes; such an endpoint is no candidate.
+	Ready bool
+	// Cache tells the cache sources who this endpoint is to them.
+	Cache CacheIdentity
+}
+
+// CacheIdentity is how an endpoint is known to the systems that report what it
+// has cached. Every field may be empty.
+type CacheIdentity struct {
+	// Instance is the LMCache instance id, where the operator named it.
+	Instance string
+	// WorkerPort is the LMCache worker port, which the worker registers
+	// together with its IP. It is never the engine's HTTP port. 0: not known.
+	WorkerPort int
+	// Group names the chunk-key settings of this engine; empty: the model's.
+	Group string
+}
+
+// Serves reports whether the endpoint may be sent a request for model. An
+// endpoint whose models are not known yet serves all; the empty model is
+// served by all.
+func (e Endpoint) Serves(model string) bool {
+	return model == "" || e.Models == nil || slices.Contains(e.Models, model)
+}

@@ -1,0 +1,180 @@
+package scoring
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// Picker joins endpoints, cache sources, policy and ledger into a decision.
+// Safe for concurrent use.
+type Picker struct {
+	policyID string      // set once
+	policy   Policy      // set once
+	sources  []CacheIndex // set once
+	ledger   *ledger
+
+	// endpoints is the present list; readers never write to it.
+	endpoints atomic.Pointer[[]Endpoint]
+}
+
+// NewPicker makes a Picker without endpoints. rng breaks ties; it belongs to
+// the Picker from then on. Each source is asked for every request with token
+// ids, and the longest match of any counts.
+func NewPicker(cfg Config, rng *rand.Rand, sources ...CacheIndex) (*Picker, error) {
+	policy, err := policyByID(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
+	p := &Picker{policyID: cfg.Policy, policy: policy, sources: sources, ledger: newLedger(cfg.DecodingAge, rng)}
+	p.endpoints.Store(new([]Endpoint))
+	return p, nil
+}
+
+// SetEndpoints publishes the endpoints of now, all of them. Bookings of those
+// that are gone are released. The caller must not change the slice afterwards.
+func (p *Picker) SetEndpoints(endpoints []Endpoint) {
+	p.ledger.sync(endpoints)
+	p.endpoints.Store(&endpoints)
+}
+
+// Endpoints are the present endpoints. The caller must not write to the slice.
+func (p *Picker) Endpoints() []Endpoint { return *p.endpoints.Load() }
+
+// Pick decides for one request and books it. id must be unique. The errors
+// are ErrNoEndpoint, ErrUnknownModel and ErrModelRequired. The caller must end
+// the decision's Reservation. Cost: linear in endpoints and chunks.
+func (p *Picker) Pick(now time.Time, id string, prompt *Prompt) (*Decision, error) {
+	all := p.Endpoints()
+	ready, err := eligible(all, prompt)
+	if err != nil {
+		return nil, err
+	}
+	d := &Decision{
+		ID: id, Time: now, Model: prompt.Model, Policy: p.policyID, Prompt: prompt,
+		Candidates: p.weigh(prompt, ready),
+	}
+	if err := p.ledger.reserve(now, d, p.policy); err != nil {
+		return nil, err
+	}
+	d.Reason = p.reason(d)
+	return d, nil
+}
+
+// eligible are the endpoints that may serve the request now.
+func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
+	model := prompt.Model
+	if model == "" && prompt.Source != TokensNone && severalModels(all) {
+		return nil, ErrModelRequired
+	}
+	ready := make([]Endpoint, 0, len(all))
+	served, allKnown := false, true
+	for _, e := range all {
+		allKnown = allKnown && e.Models != nil
+		if !e.Serves(model) {
+			continue
+		}
+		served = true
+		if e.Ready {
+			ready = append(ready, e)
+		}
+	}
+	switch {
+	case len(ready) > 0:
+		return ready, nil
+	case len(all) > 0 && !served && allKnown:
+		return nil, ErrUnknownModel
+	}
+	return nil, ErrNoEndpoint
+}
+
+// severalModels reports whether a request that names no model could mean more
+// than one.
+func severalModels(all []Endpoint) bool {
+	first := ""
+	for _, e := range all {
+		if len(e.Models) == 0 {
+			continue
+		}
+		if first == "" {
+			first = e.Models[0]
+		}
+		if e.Models[0] != first {
+			return true
+		}
+	}
+	return false
+}
+
+// weigh makes the candidates: what each endpoint has cached, and the work that
+// is left there.
+func (p *Picker) weigh(prompt *Prompt, endpoints []Endpoint) []Candidate {
+	candidates := make([]Candidate, len(endpoints))
+	for i, e := range endpoints {
+		candidates[i].Endpoint = e
+	}
+	if hasTokenIDs(prompt) {
+		for _, source := range p.sources {
+			for i, row := range source.Match(prompt, endpoints) {
+				if row != nil {
+					candidates[i].Known = true
+					candidates[i].Matches = longest(candidates[i].Matches, row)
+				}
+			}
+		}
+	}
+	shared := leadingShared(prompt)
+	for i := range candidates {
+		c := &candidates[i]
+		c.Work, c.Cached = requestWork(prompt, shared, c.Matches)
+	}
+	return candidates
+}
+
+func hasTokenIDs(prompt *Prompt) bool {
+	return slices.ContainsFunc(prompt.Sequences, func(s Sequence) bool { return s.Usable > 0 })
+}
+
+// longest merges what two sources say of one endpoint: for each sequence the
+// longer match.
+func longest(a, b []Match) []Match {
+	if a == nil {
+		return b
+	}
+	for i := range a {
+		if i < len(b) && b[i].Cached > a[i].Cached {
+			a[i] = b[i]
+		}
+	}
+	return a
+}
+
+func (p *Picker) reason(d *Decision) Reason {
+	choice := &d.Candidates[0]
+	most, least := choice.Cached, choice.Cached
+	for i := range d.Candidates {
+		most, least = max(most, d.Candidates[i].Cached), min(least, d.Candidates[i].Cached)
+	}
+	switch {
+	case len(d.Candidates) == 1:
+		return ReasonOnly
+	case p.policyID == PolicyRoundRobin:
+		return ReasonTurn
+	case len(d.Prompt.Sequences) == 0:
+		return ReasonLoad
+	case choice.Cached < most:
+		return ReasonSpread
+	case choice.Cached > least:
+		return ReasonCached
+	}
+	return ReasonIdle
+}
+
+// Find is the open reservation of a decision id; nil where it is unknown or
+// has ended.
+func (p *Picker) Find(id string) *Reservation { return p.ledger.find(id) }
+
+// Expire lets happen what happens by time alone and returns the reservations
+// that ended by age since the last call. Call it several times a second.
+func (p *Picker) Expire(now time.Time) []*Reservation { return p.ledger.expire(now) }

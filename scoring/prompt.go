@@ -1,0 +1,67 @@
+package scoring
+
+// Tokens counts tokens.
+type Tokens int
+
+// Prompt is the prefill work of one HTTP request as the engine will see it.
+// Whoever built it must not change it after handing it to Pick; readers share
+// it without copying.
+type Prompt struct {
+	// Model is the name the client asked for; empty where it named none.
+	Model string
+	// Sequences are the prompts of the request, one for chat, one per element
+	// for a completion with a list of prompts. Empty: the request has no
+	// prefill that we can size (another path, no body); it is routed by load.
+	Sequences []Sequence
+	// Streamed: the first chunk of the answer's body is the first token. False:
+	// the body comes when everything is generated.
+	Streamed bool
+	// NoCache: the engine computes every position anew (prompt_logprobs), so
+	// nothing that is cached counts.
+	NoCache bool
+	// Source says where the token ids come from, or why there are none.
+	Source TokenSource
+}
+
+// Sequence is one prompt of a request.
+type Sequence struct {
+	// TokenIDs are the prompt's token ids, as the engine's own tokenizer gives
+	// them. Nil where only the length is estimated.
+	TokenIDs []uint32
+	// Length is len(TokenIDs), or the estimate.
+	Length Tokens
+	// Usable is the number of leading token ids that a cache entry can be
+	// compared with; what follows (from the first image on) is not
+	// predictable. 0 where TokenIDs is nil.
+	Usable Tokens
+	// Copies is the number of answers wanted for it (n, at least 1): one
+	// prefill, and Copies-1 that find everything but the last token cached.
+	Copies int
+}
+
+// TokenSource says how a prompt got its tokens. The values label metrics.
+type TokenSource string
+
+// The sources, from best to worst.
+const (
+	// TokensNative: rendered and encoded in this process.
+	TokensNative TokenSource = "native"
+	// TokensGiven: the client sent token ids.
+	TokensGiven TokenSource = "given"
+	// TokensRemote: an engine's render or tokenize endpoint was asked.
+	TokensRemote TokenSource = "remote"
+	// TokensEstimated: the length is guessed from the bytes, no token ids.
+	TokensEstimated TokenSource = "estimated"
+	// TokensNone: the request has no prompt (another path, no body).
+	TokensNone TokenSource = "none"
+)
+
+// Length is the number of prompt tokens over all sequences, each counted once
+// whatever its Copies.
+func (p *Prompt) Length() Tokens {
+	var n Tokens
+	for i := range p.Sequences {
+		n += p.Sequences[i].Length
+	}
+	return n
+}

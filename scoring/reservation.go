@@ -1,0 +1,178 @@
+package scoring
+
+import "time"
+
+// Reservation is one request's booking. Its state only moves forward, queued,
+// decoding, ended, so every method may be called late, twice or in any order:
+// what comes after the fact changes nothing. Safe for concurrent use.
+type Reservation struct {
+	ledger     *ledger   // set once in reserve
+	decision   *Decision // set once in reserve, immutable
+	dispatched time.Time // set once in reserve
+
+	// The following are guarded by ledger.mu.
+	state state
+	// account and candidate are where the booking is: nil once the endpoint is
+	// gone, or where an endpoint unknown to us serves the request.
+	account   *account
+	candidate *Candidate
+	// due is the deadline, zero where there is none.
+	due time.Time
+}
+
+type state uint8
+
+const (
+	queued state = iota
+	decoding
+	ended
+)
+
+// Decision is what the booking belongs to.
+func (r *Reservation) Decision() *Decision { return r.decision }
+
+// Endpoint is where the booking is now: the choice, or the endpoint that
+// served the request instead. Known is false where that endpoint is gone or
+// was never ours.
+func (r *Reservation) Endpoint() (e Endpoint, known bool) {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	if r.candidate == nil {
+		return Endpoint{}, false
+	}
+	return r.candidate.Endpoint, true
+}
+
+// Served tells which address answers the request. If it is not the one booked
+// (a retry went to the next), the booking moves there, with the work that the
+// request is there, given what that endpoint has cached. It reports whether
+// the booking moved.
+func (r *Reservation) Served(address string) bool {
+	l := r.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.state == ended || address == "" || (r.candidate != nil && r.candidate.Endpoint.Address == address) {
+		return false
+	}
+	if r.candidate == nil && r.account == nil && !r.knowsLocked(address) {
+		return false
+	}
+	l.count.Moved++
+	r.leaveLocked()
+	for i := range r.decision.Candidates {
+		c := &r.decision.Candidates[i]
+		if a := l.accounts[c.Endpoint.ID]; a != nil && c.Endpoint.Address == address {
+			r.enterLocked(a, c)
+			break
+		}
+	}
+	return true
+}
+
+// knowsLocked reports whether address is a candidate that still has an
+// account. Caller must hold ledger.mu.
+func (r *Reservation) knowsLocked(address string) bool {
+	for i := range r.decision.Candidates {
+		e := &r.decision.Candidates[i].Endpoint
+		if e.Address == address && r.ledger.accounts[e.ID] != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// FirstToken tells that the first chunk of a good answer's body came. For a
+// streamed request that is the first token: the queued work is released, the
+// pool's pace learns, and the time since dispatch is returned with first true.
+// An answer that is not streamed comes when everything is generated; it
+// releases what is left and teaches nothing.
+func (r *Reservation) FirstToken(now time.Time) (ttft time.Duration, first bool) {
+	l := r.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.state != queued {
+		return 0, false
+	}
+	if !r.decision.Prompt.Streamed {
+		r.decodeLocked(now)
+		return 0, false
+	}
+	if a := r.account; a != nil {
+		// The engine was free for this request from its dispatch on, or from
+		// the moment it gave the first token of the one before.
+		began := r.dispatched
+		if a.lastFirst.After(began) {
+			began = a.lastFirst
+		}
+		if r.candidate.Work > 0 {
+			l.paceLocked(r.candidate.Endpoint.pool()).observe(r.candidate.Work, now.Sub(began))
+		}
+		if now.After(a.lastFirst) {
+			a.lastFirst = now
+		}
+	}
+	r.decodeLocked(now)
+	return now.Sub(r.dispatched), true
+}
+
+// End tells that the request is over, however it went, and reports whether
+// that was news. Nothing of the booking is left afterwards.
+func (r *Reservation) End() bool {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	if r.state == ended {
+		return false
+	}
+	r.endLocked()
+	return true
+}
+
+// enterLocked books the request on a. Caller must hold ledger.mu.
+func (r *Reservation) enterLocked(a *account, c *Candidate) {
+	r.account, r.candidate = a, c
+	switch r.state {
+	case queued:
+		a.queued += c.Work
+		a.waiting++
+	case decoding:
+		a.decoding++
+	case ended:
+	}
+}
+
+// leaveLocked takes the request off its account. Caller must hold ledger.mu.
+func (r *Reservation) leaveLocked() {
+	a := r.account
+	if a == nil {
+		return
+	}
+	switch r.state {
+	case queued:
+		a.queued -= r.candidate.Work
+		a.waiting--
+	case decoding:
+		a.decoding--
+	case ended:
+	}
+	r.account, r.candidate = nil, nil
+}
+
+// decodeLocked moves the request from queued to decoding. Caller must hold
+// ledger.mu.
+func (r *Reservation) decodeLocked(now time.Time) {
+	if a := r.account; a != nil {
+		a.queued -= r.candidate.Work
+		a.waiting--
+		a.decoding++
+	}
+	r.state = decoding
+	r.ledger.due.set(r, now.Add(r.ledger.decodingAge))
+}
+
+// endLocked ends the request. Caller must hold ledger.mu.
+func (r *Reservation) endLocked() {
+	r.leaveLocked()
+	r.state = ended
+	r.ledger.due.drop(r)
+	delete(r.ledger.open, r.decision.ID)
+}

@@ -1,0 +1,85 @@
+package scoring
+
+// Prefill is the work of computing a prompt of which cached leading tokens are
+// held: the token at position i attends to i positions, so it is the sum of i
+// for i = cached+1 .. prompt, a trapezoid. The engine always computes the last
+// token anew, however much is cached; a prompt without tokens is no work.
+func Prefill(prompt, cached Tokens) Work {
+	if prompt <= 0 {
+		return 0
+	}
+	cached = max(0, min(cached, prompt-1))
+	return Work(cached+1+prompt) * Work(prompt-cached) / 2
+}
+
+// requestWork sums the prefills of all sequences of a request on an endpoint
+// that holds matches of them (nil: nothing). shared is leadingShared(p). The
+// second result is how many prompt tokens the endpoint's own cache saves.
+func requestWork(p *Prompt, shared []Tokens, matches []Match) (Work, Tokens) {
+	var (
+		work  Work
+		saved Tokens
+	)
+	for i := range p.Sequences {
+		s := &p.Sequences[i]
+		copies := Work(max(1, s.Copies))
+		if p.NoCache {
+			// Every copy is computed in full too: they skip the cache as well.
+			work += copies * Prefill(s.Length, 0)
+			continue
+		}
+		var cached Tokens
+		if i < len(matches) {
+			cached = max(0, min(matches[i].Cached, s.Length-1))
+			saved += cached
+		}
+		if shared != nil {
+			cached = max(cached, shared[i])
+		}
+		work += Prefill(s.Length, cached) + (copies-1)*Prefill(s.Length, s.Length-1)
+	}
+	return work, saved
+}
+
+// sharedBlock is the granularity at which the prompts of one request are
+// compared: the engine's prefix cache shares whole blocks of 16 tokens.
+const sharedBlock = 16
+
+// leadingShared is, for each sequence, how many of its leading tokens an
+// earlier sequence of the same request has too, in whole blocks: the engine
+// computes those once. Nil where the request has one sequence. The cost is
+// linear in the tokens, however many sequences there are.
+func leadingShared(p *Prompt) []Tokens {
+	if len(p.Sequences) < 2 {
+		return nil
+	}
+	shared := make([]Tokens, len(p.Sequences))
+	seen := make(map[uint64]struct{})
+	for i := range p.Sequences {
+		ids := p.Sequences[i].TokenIDs
+		ids = ids[:min(len(ids), int(p.Sequences[i].Usable))]
+		chain, leading := uint64(0), true
+		for end := sharedBlock; end <= len(ids); end += sharedBlock {
+			chain = chainBlock(chain, ids[end-sharedBlock:end])
+			if _, ok := seen[chain]; ok && leading {
+				shared[i] = Tokens(end)
+				continue
+			}
+			leading = false
+			seen[chain] = struct{}{}
+		}
+	}
+	return shared
+}
+
+// chainBlock hashes a block together with everything before it. A collision
+// would only misjudge one request's work, so 64 bits of mixing are plenty.
+func chainBlock(prev uint64, ids []uint32) uint64 {
+	h := prev ^ 0x9e3779b97f4a7c15
+	for _, id := range ids {
+		h ^= uint64(id)
+		h *= 0xff51afd7ed558ccd
+		h ^= h >> 32
+	}
+	return h
+}
