@@ -1,0 +1,172 @@
+package prompt
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Config says which models are tokenized, how, and within which limits.
+type Config struct {
+	// Models are the models whose prompts are tokenized. A request for another
+	// model is routed with an estimated length and no cached prefix.
+	Models []ModelConfig `yaml:"models"`
+	// MaxConcurrent is the number of prompts rendered and tokenized at once; 0
+	// means one per CPU. Others wait, within their deadline.
+	MaxConcurrent int `yaml:"max_concurrent"`
+	// MaxInputBytes is the size of the largest request body that is tokenized;
+	// the length of larger ones is estimated.
+	MaxInputBytes int `yaml:"max_input_bytes"`
+	// RemoteTimeout bounds one call to an engine's render endpoint, where this
+	// process cannot tokenize itself.
+	RemoteTimeout time.Duration `yaml:"remote_timeout"`
+	// RemoteMaxConcurrent bounds the calls to render endpoints at once; further
+	// requests are estimated instead of waiting.
+	RemoteMaxConcurrent int `yaml:"remote_max_concurrent"`
+}
+
+// ModelConfig tells how one model's engines tokenize. The keys follow vLLM's
+// flags: what is set there must be set here.
+type ModelConfig struct {
+	// Name is the model's name, as in vLLM's --served-model-name.
+	Name string `yaml:"name"`
+	// Aliases are further names of the same model.
+	Aliases []string `yaml:"aliases"`
+	// Tokenizer is the folder with tokenizer.json, tokenizer_config.json and,
+	// where the model has them, chat_template.jinja and config.json. Empty: the
+	// engine's render endpoint is asked.
+	Tokenizer string `yaml:"tokenizer"`
+	// Engine is the tokenizer implementation: fastokens, or tokenizers (the
+	// slower reference of Hugging Face).
+	Engine string `yaml:"engine"`
+	// Mode is auto (tokenize here, ask the engine where that is impossible),
+	// native (never ask) or remote (always ask).
+	Mode string `yaml:"mode"`
+	// ChatTemplate is a file with the chat template that replaces the
+	// folder's, as vLLM's --chat-template.
+	ChatTemplate string `yaml:"chat_template"`
+	// ContentFormat is auto, string or openai, as vLLM's
+	// --chat-template-content-format.
+	ContentFormat string `yaml:"content_format"`
+	// AddBOS says whether a completion's text gets a begin-of-sequence token:
+	// auto (as tokenizer.json says), always or never. It has to be set for
+	// models whose tokenizer class in vLLM differs from tokenizer.json.
+	AddBOS string `yaml:"add_bos"`
+	// MaxModelLen is vLLM's --max-model-len in tokens; 0 means unknown, lengths
+	// are then not checked.
+	MaxModelLen int `yaml:"max_model_len"`
+	// ChatTemplateKwargs are vLLM's --default-chat-template-kwargs.
+	ChatTemplateKwargs map[string]any `yaml:"default_chat_template_kwargs"`
+	// ToolParser is vLLM's --tool-call-parser, none where the engine runs
+	// without --enable-auto-tool-choice. Requests with tools are then refused
+	// by the engine, so they are not tokenized here.
+	ToolParser string `yaml:"tool_call_parser"`
+	// ExcludeToolsWhenToolChoiceNone is the vLLM flag of that name.
+	ExcludeToolsWhenToolChoiceNone bool `yaml:"exclude_tools_when_tool_choice_none"`
+	// TrustRequestChatTemplate is the vLLM flag of that name.
+	TrustRequestChatTemplate bool `yaml:"trust_request_chat_template"`
+	// TimeZone is the engine's time zone (such as UTC or Europe/Zurich) for
+	// templates that print the date; empty means this process's own.
+	TimeZone string `yaml:"time_zone"`
+}
+
+// DefaultConfig is a Config without models.
+func DefaultConfig() Config {
+	return Config{
+		MaxInputBytes:       8 << 20,
+		RemoteTimeout:       200 * time.Millisecond,
+		RemoteMaxConcurrent: 64,
+	}
+}
+
+// DefaultModelConfig is what holds for a model where its configuration says
+// nothing.
+func DefaultModelConfig() ModelConfig {
+	return ModelConfig{Engine: "fastokens", Mode: "auto", ContentFormat: "auto", AddBOS: "auto", ToolParser: "any"}
+}
+
+// withDefaults fills what is empty: a model in a YAML list has no defaults
+// under it.
+func (m ModelConfig) withDefaults() ModelConfig {
+	d := DefaultModelConfig()
+	for _, f := range []struct {
+		field *string
+		value string
+	}{
+		{&m.Engine, d.Engine},
+		{&m.Mode, d.Mode},
+		{&m.ContentFormat, d.ContentFormat},
+		{&m.AddBOS, d.AddBOS},
+		{&m.ToolParser, d.ToolParser},
+	} {
+		if *f.field == "" {
+			*f.field = f.value
+		}
+	}
+	return m
+}
+
+// Validate reports every fault, each line beginning with the key's full path.
+// It reads no files.
+func (c Config) Validate(path string) error {
+	var errs []error
+	fault := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s.%s: %s", path, key, fmt.Sprintf(format, args...)))
+	}
+	if c.MaxConcurrent < 0 {
+		fault("max_concurrent", "%d is negative; write 0 for one per CPU", c.MaxConcurrent)
+	}
+	if c.MaxInputBytes < 1 {
+		fault("max_input_bytes", "%d is below 1; write a number of bytes such as 8388608", c.MaxInputBytes)
+	}
+	if c.RemoteTimeout <= 0 {
+		fault("remote_timeout", "%s is not positive; write a duration such as 200ms", c.RemoteTimeout)
+	}
+	if c.RemoteMaxConcurrent < 1 {
+		fault("remote_max_concurrent", "%d is below 1; write a number such as 64", c.RemoteMaxConcurrent)
+	}
+	names := map[string]string{}
+	for i, m := range c.Models {
+		m, key := m.withDefaults(), fmt.Sprintf("models[%d]", i)
+		if m.Name == "" {
+			fault(key+".name", "is empty; write the name that clients ask for")
+		}
+		for _, name := range append([]string{m.Name}, m.Aliases...) {
+			if other, ok := names[name]; ok && name != "" {
+				fault(key+".name", "%q is already a name of %s; give each model its own", name, other)
+			}
+			names[name] = key
+		}
+		m.validate(func(k, format string, args ...any) { fault(key+"."+k, format, args...) })
+	}
+	return errors.Join(errs...)
+}
+
+func (m ModelConfig) validate(fault func(key, format string, args ...any)) {
+	for _, f := range []struct {
+		key, value string
+		allowed    []string
+	}{
+		{"engine", m.Engine, []string{"fastokens", "tokenizers"}},
+		{"mode", m.Mode, []string{"auto", "native", "remote"}},
+		{"content_format", m.ContentFormat, []string{"auto", "string", "openai"}},
+		{"add_bos", m.AddBOS, []string{"auto", "always", "never"}},
+	} {
+		if !slices.Contains(f.allowed, f.value) {
+			fault(f.key, "%q is unknown; write one of %q", f.value, f.allowed)
+		}
+	}
+	if m.Mode == "native" && m.Tokenizer == "" {
+		fault("tokenizer", "is empty, and mode is native; name the folder that holds tokenizer.json")
+	}
+	if m.MaxModelLen < 0 {
+		fault("max_model_len", "%d is negative; write 0 where it is not known", m.MaxModelLen)
+	}
+	if m.TimeZone != "" {
+		if _, err := time.LoadLocation(m.TimeZone); err != nil {
+			fault("time_zone", "%q is unknown: %v; write an IANA name such as UTC", m.TimeZone, err)
+		}
+	}
+}
+

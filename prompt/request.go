@@ -1,0 +1,90 @@
+package prompt
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Request is the part of an HTTP request that decides its prompt. The body is
+// only read, and nothing keeps a reference to it after Encode returned, save a
+// tokenization that outlives its deadline.
+type Request struct {
+	// Method is the HTTP method; empty means POST.
+	Method string
+	// Path may carry a query.
+	Path string
+	// ContentType is the header's value; empty means JSON, as for vLLM.
+	ContentType string
+	// ContentEncoding is the header's value. A body that has one is not read.
+	ContentEncoding string
+	Body            []byte
+}
+
+// RequestError is a fault of the request, in the shape of vLLM's own answer.
+type RequestError struct {
+	// Status is the HTTP status.
+	Status int
+	// Message, Type and Param are the fields of the error object; an empty
+	// Param is written as null.
+	Message, Type, Param string
+}
+
+func (e *RequestError) Error() string {
+	return fmt.Sprintf("%d %s: %s", e.Status, e.Type, e.Message)
+}
+
+// MarshalJSON writes the body of the answer: {"error":{"message","type",
+// "param","code"}}.
+func (e *RequestError) MarshalJSON() ([]byte, error) {
+	var body struct {
+		Error struct {
+			Message string  `json:"message"`
+			Type    string  `json:"type"`
+			Param   *string `json:"param"`
+			Code    int     `json:"code"`
+		} `json:"error"`
+	}
+	body.Error.Message, body.Error.Type, body.Error.Code = e.Message, e.Type, e.Status
+	if e.Param != "" {
+		body.Error.Param = &e.Param
+	}
+	return json.Marshal(body)
+}
+
+// Encoded is the exact prompt of one request to one model.
+type Encoded struct {
+	Prompts []EncodedPrompt
+	// Remote names why this process cannot know the ids; the engine has to be
+	// asked. Prompts is then empty. RemoteNone where Prompts is valid.
+	Remote Remote
+}
+
+// EncodedPrompt is one prompt of a request.
+type EncodedPrompt struct {
+	TokenIDs []uint32
+	// Text is what was tokenized; empty where the client sent token ids.
+	Text string
+	// UsablePrefix is the number of leading ids that are certain; what follows
+	// (from the first image on) depends on data this process does not read.
+	UsablePrefix int
+}
+
+// Remote says why ids can only come from the engine. The values label metrics.
+type Remote string
+
+// The reasons for asking the engine.
+const (
+	RemoteNone Remote = ""
+	// RemoteHarmony: the Harmony library builds the ids of gpt-oss chats.
+	RemoteHarmony Remote = "harmony"
+	// RemoteMistral: mistral-common builds the ids.
+	RemoteMistral Remote = "mistral"
+	// RemoteMultimodal: the prompt holds images, audio or video from its first
+	// token on.
+	RemoteMultimodal Remote = "multimodal"
+	// RemoteLoading: the tokenizer is not loaded yet.
+	RemoteLoading Remote = "loading"
+	// RemoteNoTokenizer: the model has no tokenizer folder, or this build no
+	// native tokenizer, or it is switched off.
+	RemoteNoTokenizer Remote = "no_tokenizer"
+)
