@@ -21,7 +21,7 @@ type Endpoint struct {
 	// what a cluster_header route is told.
 	Cluster string
 	// Models are the names that the engine serves, the first is its own name,
-	// the others are aliases. Nil: not known yet, the endpoint is then a
+	// the others are aliases. Empty: not known yet, the endpoint is then a
 	// candidate for every model.
 	Models []string
 	// Ready is false after failed probes; such an endpoint is no candidate.
@@ -46,5 +46,5 @@ type CacheIdentity struct {
 // endpoint whose models are not known yet serves all; the empty model is
 // served by all.
 func (e Endpoint) Serves(model string) bool {
-	return model == "" || e.Models == nil || slices.Contains(e.Models, model)
+	return model == "" || len(e.Models) == 0 || slices.Contains(e.Models, model)
 }

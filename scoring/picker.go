@@ -10,8 +10,8 @@ import (
 // Picker joins endpoints, cache sources, policy and ledger into a decision.
 // Safe for concurrent use.
 type Picker struct {
-	policyID string      // set once
-	policy   Policy      // set once
+	policyID string       // set once
+	policy   Policy       // set once
 	sources  []CacheIndex // set once
 	ledger   *ledger
 
@@ -71,7 +71,7 @@ func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
 	ready := make([]Endpoint, 0, len(all))
 	served, allKnown := false, true
 	for _, e := range all {
-		allKnown = allKnown && e.Models != nil
+		allKnown = allKnown && len(e.Models) > 0
 		if !e.Serves(model) {
 			continue
 		}

@@ -1,0 +1,371 @@
+package scoring
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// twin recomputes what each endpoint owes from the list of all requests: the
+// dumb form of the ledger's running sums.
+type twin struct {
+	id       string
+	r        *Reservation
+	work     map[string]Work
+	at       string
+	state    state
+	streamed bool
+}
+
+// TestLedgerTwin plays random histories, with late, double and misordered
+// events, retries and endpoints that come and go, against the twin.
+func TestLedgerTwin(t *testing.T) {
+	for seed := range uint64(50) {
+		rng := rand.New(rand.NewPCG(seed, 7))
+		source := fakeIndex{}
+		p := newTestPicker(t, source)
+		var endpoints []Endpoint
+		nextID := EndpointID(0)
+		add := func() {
+			nextID++
+			endpoints = append(endpoints, Endpoint{ID: nextID, Address: fmt.Sprint("e", nextID), Ready: true})
+			p.SetEndpoints(append([]Endpoint(nil), endpoints...))
+		}
+		for range 4 {
+			add()
+		}
+		now := time.Unix(0, 0)
+		var requests []*twin
+		for step := range 400 {
+			now = now.Add(time.Duration(rng.IntN(5)) * time.Millisecond)
+			switch rng.IntN(10) {
+			case 0, 1, 2, 3:
+				prompt := textPrompt(1+rng.IntN(3000), rng.IntN(4) > 0)
+				d, err := p.Pick(now, fmt.Sprint(seed, "-", step), prompt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, streamed: prompt.Streamed}
+				for _, c := range d.Candidates {
+					w.work[c.Endpoint.Address] = c.Work
+				}
+				requests = append(requests, w)
+			case 4, 5:
+				if w := any1(rng, requests); w != nil {
+					if _, first := w.r.FirstToken(now); first && w.state != queued {
+						t.Fatal("a second first token")
+					}
+					w.state = max(w.state, decoding)
+				}
+			case 6, 7:
+				if w := any1(rng, requests); w != nil {
+					if got, want := w.r.End(), w.state != ended; got != want {
+						t.Fatalf("End() = %v, want %v", got, want)
+					}
+					w.state = ended
+				}
+			case 8:
+				if w := any1(rng, requests); w != nil && w.state != ended {
+					to := fmt.Sprint("e", 1+rng.IntN(int(nextID)+1))
+					w.r.Served(to)
+					if _, known := w.work[to]; known && has(endpoints, to) {
+						w.at = to
+					} else if w.at != to {
+						w.at = ""
+					}
+				}
+			case 9:
+				if rng.IntN(3) == 0 && len(endpoints) > 1 {
+					gone := rng.IntN(len(endpoints))
+					for _, w := range requests {
+						if w.at == endpoints[gone].Address {
+							w.at = ""
+						}
+					}
+					endpoints = append(endpoints[:gone:gone], endpoints[gone+1:]...)
+					p.SetEndpoints(append([]Endpoint(nil), endpoints...))
+					add()
+				}
+			}
+			// What time alone does to requests that are not streamed is seen in
+			// their state; ages are not reached in this history.
+			if over := p.Expire(now); len(over) > 0 {
+				t.Fatalf("%d reservations expired", len(over))
+			}
+			for _, w := range requests {
+				if !w.streamed && w.state == queued {
+					w.state = peek(w.r)
+				}
+			}
+			check(t, p, endpoints, requests)
+		}
+		for _, w := range requests {
+			w.r.End()
+		}
+		for _, e := range p.Stats().Endpoints {
+			if e.Queued != 0 || e.Waiting != 0 || e.Decoding != 0 {
+				t.Fatalf("seed %d: all ended, but %+v", seed, e)
+			}
+		}
+		if open := p.Stats().Open; open != 0 {
+			t.Fatalf("seed %d: %d open", seed, open)
+		}
+	}
+}
+
+func peek(r *Reservation) state {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	return r.state
+}
+
+func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
+	t.Helper()
+	open := 0
+	want := make(map[string]EndpointStats)
+	for _, w := range requests {
+		if w.state != ended {
+			open++
+		}
+		s := want[w.at]
+		switch w.state {
+		case queued:
+			s.Queued += w.work[w.at]
+			s.Waiting++
+		case decoding:
+			s.Decoding++
+		case ended:
+		}
+		want[w.at] = s
+	}
+	stats := p.Stats()
+	if stats.Open != open {
+		t.Fatalf("open = %d, want %d", stats.Open, open)
+	}
+	if len(stats.Endpoints) != len(endpoints) {
+		t.Fatalf("%d endpoints in the ledger, want %d", len(stats.Endpoints), len(endpoints))
+	}
+	for _, got := range stats.Endpoints {
+		w := want[got.Endpoint.Address]
+		if got.Queued != w.Queued || got.Waiting != w.Waiting || got.Decoding != w.Decoding {
+			t.Fatalf("%s: got %+v, want %+v", got.Endpoint.Address, got, w)
+		}
+	}
+}
+
+func any1(rng *rand.Rand, requests []*twin) *twin {
+	if len(requests) == 0 {
+		return nil
+	}
+	return requests[rng.IntN(len(requests))]
+}
+
+func has(endpoints []Endpoint, address string) bool {
+	for _, e := range endpoints {
+		if e.Address == address {
+			return true
+		}
+	}
+	return false
+}
+
+// fakeIndex holds a given number of tokens of everything, by address.
+type fakeIndex map[string]Tokens
+
+func (f fakeIndex) Match(p *Prompt, endpoints []Endpoint) [][]Match {
+	rows := make([][]Match, len(endpoints))
+	for i, e := range endpoints {
+		for _, s := range p.Sequences {
+			rows[i] = append(rows[i], Match{Cached: min(f[e.Address], s.Length)})
+		}
+	}
+	return rows
+}
+
+func newTestPicker(tb testing.TB, sources ...CacheIndex) *Picker {
+	tb.Helper()
+	p, err := NewPicker(DefaultConfig(), rand.New(rand.NewPCG(1, 2)), sources...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+func textPrompt(n int, streamed bool) *Prompt {
+	ids := make([]uint32, n)
+	for i := range ids {
+		ids[i] = uint32(i * 7)
+	}
+	return &Prompt{
+		Streamed: streamed, Source: TokensNative,
+		Sequences: []Sequence{{TokenIDs: ids, Length: Tokens(n), Usable: Tokens(n), Copies: 1}},
+	}
+}
+
+// TestConcurrentUse is for the race detector: decisions, events, endpoint
+// changes and readers all at once, and nothing is left in the end.
+func TestConcurrentUse(t *testing.T) {
+	p := newTestPicker(t, fakeIndex{"e1": 500})
+	endpoints := []Endpoint{{ID: 1, Address: "e1", Ready: true}, {ID: 2, Address: "e2", Ready: true}}
+	p.SetEndpoints(endpoints)
+	now := time.Unix(0, 0)
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				d, err := p.Pick(now, fmt.Sprint(worker, "-", i), textPrompt(100+i, i%3 > 0))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var events sync.WaitGroup
+				events.Go(func() { d.Reservation.Served([]string{"e1", "e2", "x"}[i%3]) })
+				events.Go(func() { d.Reservation.FirstToken(now) })
+				events.Go(func() {
+					if r := p.Find(d.ID); r != nil {
+						r.End()
+					}
+				})
+				if i%50 == 0 {
+					p.SetEndpoints(endpoints[:1+i/50%2])
+					p.Expire(now)
+					p.Stats()
+				}
+				events.Wait()
+			}
+		})
+	}
+	wg.Wait()
+	p.SetEndpoints(endpoints)
+	for _, e := range p.Stats().Endpoints {
+		if e.Queued != 0 || e.Waiting != 0 || e.Decoding != 0 {
+			t.Errorf("all ended, but %+v", e)
+		}
+	}
+}
+
+// TestTiesAreRandom: on an idle fleet equal endpoints share the load (weak
+// point 8 of the seed: the last in list order always won).
+func TestTiesAreRandom(t *testing.T) {
+	p := newTestPicker(t)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}, {ID: 2, Address: "b", Ready: true}, {ID: 3, Address: "c", Ready: true}})
+	chosen := make(map[string]int)
+	for i := range 3000 {
+		d, err := p.Pick(time.Unix(0, 0), fmt.Sprint(i), textPrompt(10, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		chosen[d.Endpoint().Address]++
+		d.Reservation.End()
+	}
+	for address, n := range chosen {
+		if n < 800 || n > 1200 {
+			t.Errorf("%s was chosen %d times of 3000 among three equals", address, n)
+		}
+	}
+}
+
+// TestPace: the estimate in seconds follows what first tokens teach, errors
+// teach nothing, and one stalled answer does not spoil it.
+func TestPace(t *testing.T) {
+	p := newTestPicker(t)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Models: []string{"m"}, Ready: true}})
+	now := time.Unix(0, 0)
+	route := func(i int) *Decision {
+		d, err := p.Pick(now, fmt.Sprint(i), textPrompt(1000, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	for i := range 500 {
+		d := route(i)
+		now = now.Add(2 * time.Second)
+		d.Reservation.FirstToken(now)
+		d.Reservation.End()
+	}
+	if got := route(1000).Estimate(); got < 1900*time.Millisecond || got > 2100*time.Millisecond {
+		t.Errorf("after 500 prefills of 2 s the estimate is %s", got)
+	}
+	p.Find("1000").End()
+	d := route(1001)
+	now = now.Add(time.Hour)
+	d.Reservation.FirstToken(now)
+	d.Reservation.End()
+	if got := route(1002).Estimate(); got > 3*time.Second {
+		t.Errorf("one stalled answer moved the estimate to %s", got)
+	}
+}
+
+// TestPaceOfQueuedPrefills: the second of two prefills begins when the first
+// has given its token, and only its own time is learned.
+func TestPaceOfQueuedPrefills(t *testing.T) {
+	p := newTestPicker(t)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}})
+	now := time.Unix(0, 0)
+	for i := range 300 {
+		var ds []*Decision
+		for j := range 4 {
+			d, err := p.Pick(now, fmt.Sprint(i, "-", j), textPrompt(1000, true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ds = append(ds, d)
+		}
+		for j, d := range ds {
+			if got, want := d.Candidates[0].Waiting, j; got != want {
+				t.Fatalf("waiting = %d, want %d", got, want)
+			}
+			now = now.Add(time.Second)
+			d.Reservation.FirstToken(now)
+			d.Reservation.End()
+		}
+	}
+	d, _ := p.Pick(now, "last", textPrompt(1000, true))
+	if got := d.Estimate(); got < 950*time.Millisecond || got > 1050*time.Millisecond {
+		t.Errorf("prefills of 1 s each, four at a time: estimate %s", got)
+	}
+}
+
+// TestDeadlinesStayBounded: cancelled deadlines are swept, not kept until they
+// come due.
+func TestDeadlinesStayBounded(t *testing.T) {
+	p := newTestPicker(t)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}})
+	for i := range 10_000 {
+		d, err := p.Pick(time.Unix(0, int64(i)), fmt.Sprint(i), textPrompt(10, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Reservation.FirstToken(time.Unix(0, int64(i)))
+		d.Reservation.End()
+	}
+	if n := p.ledger.due.Len(); n > deadlinesSlack+2 {
+		t.Errorf("%d deadlines are kept of requests that have all ended", n)
+	}
+}
+
+func BenchmarkPick(b *testing.B) {
+	for _, n := range []int{4, 16, 64} {
+		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
+			p := newTestPicker(b)
+			endpoints := make([]Endpoint, n)
+			for i := range endpoints {
+				endpoints[i] = Endpoint{ID: EndpointID(i + 1), Address: fmt.Sprint("10.0.0.", i, ":8000"), Models: []string{"m"}, Ready: true}
+			}
+			p.SetEndpoints(endpoints)
+			prompt := textPrompt(32_000, true)
+			now := time.Unix(0, 0)
+			b.ReportAllocs()
+			for b.Loop() {
+				d, err := p.Pick(now, "id", prompt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				d.Reservation.End()
+			}
+		})
+	}
+}

@@ -1,0 +1,236 @@
+package scoring
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the scenarios with what happens now; read the diff")
+
+// TestScenarios runs testdata/*.txt: commands, a line of dashes, and what they
+// print. Ids count from 1, the clock starts at 0 and moves by `at`.
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := runScenario(t, string(text))
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(text), got); diff != "" && !*update {
+				t.Errorf("%s (-want +got):\n%s", file, diff)
+			}
+		})
+	}
+}
+
+type scenario struct {
+	t         *testing.T
+	picker    *Picker
+	cached    map[string]Tokens // nil: no source knows anything
+	endpoints []Endpoint
+	nextID    EndpointID
+	now       time.Time
+	requests  int
+	booked    map[string]*Reservation
+	models    []string
+	out       strings.Builder
+}
+
+// Match makes the scenario the Picker's only cache source.
+func (s *scenario) Match(p *Prompt, endpoints []Endpoint) [][]Match {
+	rows := make([][]Match, len(endpoints))
+	for i, e := range endpoints {
+		if cached, ok := s.cached[e.Name]; ok {
+			for range p.Sequences {
+				rows[i] = append(rows[i], Match{Cached: cached})
+			}
+		}
+	}
+	return rows
+}
+
+func runScenario(t *testing.T, text string) string {
+	t.Helper()
+	s := &scenario{t: t, booked: make(map[string]*Reservation), now: time.Unix(0, 0)}
+	var out strings.Builder
+	for block := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n\n") {
+		commands, _, _ := strings.Cut(block, "\n----")
+		s.out.Reset()
+		for line := range strings.SplitSeq(commands, "\n") {
+			if fields := strings.Fields(line); len(fields) > 0 && !strings.HasPrefix(line, "#") {
+				s.run(fields[0], fields[1:])
+			}
+		}
+		if out.Len() > 0 {
+			out.WriteString("\n")
+		}
+		out.WriteString(commands + "\n")
+		if s.out.Len() > 0 {
+			out.WriteString("----\n" + s.out.String())
+		}
+	}
+	return out.String()
+}
+
+func (s *scenario) run(verb string, args []string) {
+	switch verb {
+	case "policy":
+		cfg := DefaultConfig()
+		cfg.Policy = args[0]
+		picker, err := NewPicker(cfg, rand.New(rand.NewPCG(1, 2)), s)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.picker = picker
+	case "model":
+		s.models = append([]string(nil), args...)
+	case "add":
+		for _, name := range args {
+			s.nextID++
+			s.endpoints = append(s.endpoints, Endpoint{ID: s.nextID, Name: name, Address: name, Models: s.models, Ready: true})
+		}
+		s.publish()
+	case "remove":
+		s.each(args[0], func(i int) { s.endpoints = append(s.endpoints[:i:i], s.endpoints[i+1:]...) })
+	case "down":
+		s.each(args[0], func(i int) { s.endpoints[i].Ready = false })
+	case "up":
+		s.each(args[0], func(i int) { s.endpoints[i].Ready = true })
+	case "cached":
+		s.cached = make(map[string]Tokens)
+		for _, arg := range args {
+			name, n, _ := strings.Cut(arg, "=")
+			s.cached[name] = Tokens(s.number(n))
+		}
+	case "route":
+		s.route(args)
+	case "first":
+		ttft, first := s.booked[args[0]].FirstToken(s.now)
+		fmt.Fprintf(&s.out, "%s  ttft=%s first=%v\n", args[0], ttft, first)
+	case "served":
+		fmt.Fprintf(&s.out, "%s  moved=%v\n", args[0], s.booked[args[0]].Served(args[1]))
+	case "end":
+		fmt.Fprintf(&s.out, "%s  ended=%v\n", args[0], s.booked[args[0]].End())
+	case "at":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.now = time.Unix(0, 0).Add(d)
+		for _, r := range s.picker.Expire(s.now) {
+			fmt.Fprintf(&s.out, "%s  expired\n", r.Decision().ID)
+		}
+	case "books":
+		s.books()
+	default:
+		s.t.Fatalf("unknown command %q", verb)
+	}
+}
+
+func (s *scenario) each(name string, do func(i int)) {
+	for i := range s.endpoints {
+		if s.endpoints[i].Name == name {
+			do(i)
+			break
+		}
+	}
+	s.publish()
+}
+
+func (s *scenario) publish() { s.picker.SetEndpoints(append([]Endpoint(nil), s.endpoints...)) }
+
+func (s *scenario) number(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// route takes tokens=N[,N...] model=M n=N xTIMES plain nocache none.
+func (s *scenario) route(args []string) {
+	prompt, times := Prompt{Streamed: true, Source: TokensNative}, 1
+	copies := 1
+	for _, arg := range args {
+		key, value, _ := strings.Cut(arg, "=")
+		switch {
+		case key == "tokens":
+			for n := range strings.SplitSeq(value, ",") {
+				ids := make([]uint32, s.number(n))
+				for i := range ids {
+					ids[i] = uint32(i)
+				}
+				prompt.Sequences = append(prompt.Sequences, Sequence{TokenIDs: ids, Length: Tokens(len(ids)), Usable: Tokens(len(ids))})
+			}
+		case key == "model":
+			prompt.Model = value
+		case key == "n":
+			copies = s.number(value)
+		case key == "plain":
+			prompt.Streamed = false
+		case key == "nocache":
+			prompt.NoCache = true
+		case key == "none":
+			prompt.Source = TokensNone
+		case strings.HasPrefix(key, "x"):
+			times = s.number(key[1:])
+		default:
+			s.t.Fatalf("route: unknown argument %q", arg)
+		}
+	}
+	for i := range prompt.Sequences {
+		prompt.Sequences[i].Copies = copies
+	}
+	for range times {
+		s.requests++
+		id := strconv.Itoa(s.requests)
+		d, err := s.picker.Pick(s.now, id, &prompt)
+		if err != nil {
+			fmt.Fprintf(&s.out, "%s  %v\n", id, err)
+			continue
+		}
+		s.booked[id] = d.Reservation
+		lines := make(map[string]string)
+		for i, c := range d.Candidates {
+			line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Work, c.Queued)
+			if i == 0 {
+				line += fmt.Sprintf("  <- %s", d.Reason)
+			}
+			lines[c.Endpoint.Name] = line
+		}
+		label := id
+		for _, e := range s.endpoints {
+			if line, ok := lines[e.Name]; ok {
+				fmt.Fprintf(&s.out, "%-2s %s\n", label, line)
+				label = ""
+			}
+		}
+	}
+}
+
+func (s *scenario) books() {
+	stats := s.picker.Stats()
+	for _, e := range stats.Endpoints {
+		fmt.Fprintf(&s.out, "%s  queued=%.0f waiting=%d decoding=%d\n", e.Endpoint.Name, e.Queued, e.Waiting, e.Decoding)
+	}
+	fmt.Fprintf(&s.out, "open=%d %+v\n", stats.Open, stats.Counts)
+}
