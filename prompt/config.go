@@ -169,4 +169,3 @@ func (m ModelConfig) validate(fault func(key, format string, args ...any)) {
 		}
 	}
 }
-
