@@ -1,0 +1,27 @@
+//go:build !cgo || nonative
+
+package native
+
+import "time"
+
+// built: the library is not part of this program. LoadTokenizer and
+// CompileTemplate return ErrNotBuilt, so that no handle ever exists.
+const built = false
+
+type tokenizerHandle struct{}
+
+func loadTokenizer([]byte, Engine) (h tokenizerHandle, vocab int, err error) {
+	return h, 0, ErrNotBuilt
+}
+func (tokenizerHandle) encode(string, bool) ([]uint32, error) { return nil, ErrNotBuilt }
+func (tokenizerHandle) decode([]uint32) (string, error)       { return "", ErrNotBuilt }
+func (tokenizerHandle) tokenID(string) (uint32, bool)         { return 0, false }
+func (tokenizerHandle) free()                                 {}
+
+type templateHandle struct{}
+
+func compileTemplate(string) (h templateHandle, format string, names []string, err error) {
+	return h, "", nil, ErrNotBuilt
+}
+func (templateHandle) render([]byte, time.Time) (string, error) { return "", ErrNotBuilt }
+func (templateHandle) free()                                    {}

@@ -1,0 +1,195 @@
+package native
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// Engine names the implementation that turns text into token ids.
+type Engine string
+
+// The engines. They give the same ids.
+const (
+	// Fastokens is 10 to 100 times as fast as the reference.
+	Fastokens Engine = "fastokens"
+	// Tokenizers is Hugging Face's own implementation, the reference.
+	Tokenizers Engine = "tokenizers"
+)
+
+// Options bound and choose a Tokenizer. The zero value is usable.
+type Options struct {
+	// Engine is the implementation; empty: Fastokens.
+	Engine Engine
+	// MaxInputBytes is the longest text Encode takes, in bytes; 0: 32 MiB.
+	MaxInputBytes int
+	// MaxConcurrent is the number of calls that run at once, each on an
+	// operating system thread of its own; further calls wait. 0: GOMAXPROCS.
+	MaxConcurrent int
+}
+
+const defaultMaxInputBytes = 32 << 20
+
+// Tokenizer is one loaded tokenizer.json. Safe for concurrent use.
+type Tokenizer struct {
+	library tokenizerHandle // freed by Close, which holds all slots
+	closed  bool            // read with a slot, written with all of them
+	slots   *semaphore.Weighted
+	limits  Options // complete; set once in LoadTokenizer
+	vocab   int     // set once in LoadTokenizer
+}
+
+// LoadTokenizer reads tokenizer.json, or else tokenizer.json.gz, from the folder
+// dir and warms the engine up. It takes 0.2 to 1 s and 60 to 200 MB for a
+// vocabulary of 128k to 262k tokens; give it back with Close. The error names
+// the file.
+func LoadTokenizer(dir string, o Options) (*Tokenizer, error) {
+	switch o.Engine {
+	case "":
+		o.Engine = Fastokens
+	case Fastokens, Tokenizers:
+	default:
+		return nil, fmt.Errorf("tokenizer engine %q: write %q or %q", o.Engine, Fastokens, Tokenizers)
+	}
+	if o.MaxInputBytes <= 0 {
+		o.MaxInputBytes = defaultMaxInputBytes
+	}
+	if o.MaxConcurrent <= 0 {
+		o.MaxConcurrent = runtime.GOMAXPROCS(0)
+	}
+	if !built {
+		return nil, ErrNotBuilt
+	}
+	path, text, err := readTokenizerFile(dir)
+	if err != nil {
+		return nil, err
+	}
+	library, vocab, err := loadTokenizer(text, o.Engine)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s engine: %w", path, o.Engine, err)
+	}
+	return &Tokenizer{
+		library: library,
+		slots:   semaphore.NewWeighted(int64(o.MaxConcurrent)),
+		limits:  o,
+		vocab:   vocab,
+	}, nil
+}
+
+// maxTokenizerBytes bounds what a tokenizer.json.gz may unpack to. The largest
+// known tokenizer.json has 35 MB.
+const maxTokenizerBytes = 512 << 20
+
+func readTokenizerFile(dir string) (path string, text []byte, err error) {
+	path = filepath.Join(dir, "tokenizer.json")
+	text, err = os.ReadFile(path) //nolint:gosec // the operator names the folder
+	if err == nil {
+		return path, text, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return path, nil, fmt.Errorf("tokenizer: %w", err)
+	}
+	packed, zerr := os.Open(path + ".gz")
+	if errors.Is(zerr, fs.ErrNotExist) {
+		return path, nil, fmt.Errorf("tokenizer: no tokenizer.json and no tokenizer.json.gz in %q: copy it there from the model's folder: %w", dir, err)
+	}
+	path += ".gz"
+	if zerr != nil {
+		return path, nil, fmt.Errorf("tokenizer: %w", zerr)
+	}
+	defer packed.Close() //nolint:errcheck // only read from
+	unpacked, err := gzip.NewReader(packed)
+	if err != nil {
+		return path, nil, fmt.Errorf("tokenizer: %s: %w", path, err)
+	}
+	text, err = io.ReadAll(io.LimitReader(unpacked, maxTokenizerBytes+1))
+	if err != nil {
+		return path, nil, fmt.Errorf("tokenizer: %s: %w", path, err)
+	}
+	if len(text) > maxTokenizerBytes {
+		return path, nil, fmt.Errorf("tokenizer: %s: unpacks to more than %d bytes", path, maxTokenizerBytes)
+	}
+	return path, text, nil
+}
+
+// Encode gives the token ids of text, which must be UTF-8; the caller owns them.
+// Strings of special tokens inside the text become their ids. With addSpecial the
+// tokenizer's post-processor adds its own (a BOS, mostly). ctx bounds the wait
+// for a slot, not the work, which takes about 1 ms per 100 kB with Fastokens and
+// 40 times as long with Tokenizers.
+func (t *Tokenizer) Encode(ctx context.Context, text string, addSpecial bool) ([]uint32, error) {
+	if len(text) > t.limits.MaxInputBytes {
+		return nil, fmt.Errorf("encode: %w: text of %d bytes, limit %d", ErrInputTooLarge, len(text), t.limits.MaxInputBytes)
+	}
+	if err := t.acquire(ctx); err != nil {
+		return nil, fmt.Errorf("encode: %w", err)
+	}
+	defer t.slots.Release(1)
+	ids, err := t.library.encode(text, addSpecial)
+	if err != nil {
+		return nil, fmt.Errorf("encode: %w", err)
+	}
+	return ids, nil
+}
+
+// Decode gives the text of ids; special tokens are written as their strings.
+// Bytes that are not UTF-8 (a character cut in the middle) become U+FFFD.
+func (t *Tokenizer) Decode(ctx context.Context, ids []uint32) (string, error) {
+	if len(ids) > t.limits.MaxInputBytes {
+		return "", fmt.Errorf("decode: %w: %d ids, limit %d", ErrInputTooLarge, len(ids), t.limits.MaxInputBytes)
+	}
+	if err := t.acquire(ctx); err != nil {
+		return "", fmt.Errorf("decode: %w", err)
+	}
+	defer t.slots.Release(1)
+	text, err := t.library.decode(ids)
+	if err != nil {
+		return "", fmt.Errorf("decode: %w", err)
+	}
+	return text, nil
+}
+
+// VocabSize is the number of token ids, added tokens included.
+func (t *Tokenizer) VocabSize() int { return t.vocab }
+
+// TokenID is the id of a token by its exact string in the vocabulary (special
+// tokens mostly); false where there is none, and after Close.
+func (t *Tokenizer) TokenID(token string) (uint32, bool) {
+	if err := t.acquire(context.Background()); err != nil {
+		return 0, false
+	}
+	defer t.slots.Release(1)
+	return t.library.tokenID(token)
+}
+
+// Close waits for the calls in progress and gives the memory back. Later calls
+// return ErrClosed. Closing twice is harmless.
+func (t *Tokenizer) Close() {
+	all := int64(t.limits.MaxConcurrent)
+	_ = t.slots.Acquire(context.Background(), all) // cannot fail: no deadline
+	defer t.slots.Release(all)
+	if !t.closed {
+		t.closed = true
+		t.library.free()
+	}
+}
+
+// acquire takes a slot, which the caller releases unless there is an error.
+func (t *Tokenizer) acquire(ctx context.Context) error {
+	if err := t.slots.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("waiting for one of %d slots: %w", t.limits.MaxConcurrent, err)
+	}
+	if t.closed {
+		t.slots.Release(1)
+		return ErrClosed
+	}
+	return nil
+}
