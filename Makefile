@@ -1,0 +1,117 @@
+# Every target sees to its own set-up; stamps below .tools make that once.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GOLANGCI_LINT_VERSION := 2.15.0
+BUF_VERSION := 1.73.0
+GOVULNCHECK_VERSION := 1.8.0
+BENCHSTAT_VERSION := v0.0.0-20260908200009-22c9c6c9d4da
+
+# The folder of vectors, tokenizers and traces that some tests read. Without it
+# they are skipped; with CI=true they fail.
+ifdef SHARED
+override SHARED := $(abspath $(SHARED))
+export SHARED
+endif
+
+# How long each fuzz target runs.
+FUZZTIME ?= 10s
+# Which benchmarks run, and how often.
+BENCH ?= .
+COUNT ?= 10
+
+# Go with the folder of the Rust library, whose name changes with its content:
+# Go's build cache sees changed flags, but no changed static library.
+WITH_NATIVE = dir=$$(prompt/native/build.sh) && export CGO_CFLAGS="-I$$dir" CGO_LDFLAGS="-L$$dir" &&
+GOTEST = go test -race -shuffle=on -count=1
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: .tools/stamp/libzmq ## compile bin/firsttoken
+	@$(WITH_NATIVE) go build -buildvcs=false -o bin/firsttoken ./cmd/firsttoken
+
+.PHONY: demo
+demo: build .tools/envoy ## run the whole way on this machine and compare two policies
+	@bin/firsttoken demo --envoy .tools/envoy
+
+.PHONY: test
+test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache ## run all tests, real Envoy and LMCache included
+	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
+
+# The packages below test/ start Envoy and LMCache; test/ itself and the
+# folder-finding test/shared do not.
+.PHONY: unit
+unit: .tools/stamp/libzmq ## run the tests that need neither Envoy nor network
+	@$(WITH_NATIVE) $(GOTEST) $$(go list ./... | grep -v '/firsttoken/test/') ./test/shared
+
+.PHONY: lint
+lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files
+	@$(WITH_NATIVE) .tools/golangci-lint run
+	@.tools/buf lint
+	@.tools/buf format --diff --exit-code
+
+.PHONY: generate
+generate: .tools/stamp/libzmq .tools/buf-$(BUF_VERSION) ## write the generated code and docs anew
+	@.tools/buf generate
+	@$(WITH_NATIVE) go generate ./...
+
+.PHONY: variants
+variants: .tools/stamp/libzmq ## vet and build without Rust, without ZeroMQ, without cgo
+	@$(WITH_NATIVE) test/tools/variants.sh
+
+.PHONY: fuzz
+fuzz: .tools/stamp/libzmq ## run every fuzz target for FUZZTIME
+	@$(WITH_NATIVE) test/tools/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: .tools/stamp/libzmq .tools/benchstat-$(BENCHSTAT_VERSION) ## run benchmarks (BENCH=regexp COUNT=10) and compare with the run before
+	@test ! -f .tools/bench.txt || mv .tools/bench.txt .tools/bench.old.txt
+	@$(WITH_NATIVE) go test -run='^$$' -bench='$(BENCH)' -benchmem -count=$(COUNT) $$(go list ./... | grep -v '/firsttoken/test/') | tee .tools/bench.txt
+	@if test -f .tools/bench.old.txt; then .tools/benchstat .tools/bench.old.txt .tools/bench.txt; fi
+
+.PHONY: vuln
+vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for known vulnerabilities (needs the network)
+	@$(WITH_NATIVE) .tools/govulncheck ./...
+
+# Set-up. Files below .tools are stamps or carry their version in the name.
+
+.tools/stamp/libzmq: test/tools/libzmq.sh
+	@mkdir -p $(@D)
+	@test/tools/libzmq.sh
+	@touch $@
+
+.tools/envoy: test/tools/envoy.sh test/tools/envoy.txt
+	@mkdir -p $(@D)
+	@test/tools/envoy.sh $@
+	@touch $@
+
+.tools/stamp/lmcache: test/lmcache/setup.sh
+	@mkdir -p $(@D)
+	@test/lmcache/setup.sh
+	@touch $@
+
+# go-tool installs the program $(1) of the module and version $(2) under its
+# version's name, and links the plain name to it.
+define go-tool
+	@echo "building $(1) ($(2))"
+	@GOBIN=$(CURDIR)/.tools/gobin GOFLAGS= go install $(2)
+	@mv .tools/gobin/$(1) $@
+	@ln -sfn $(@F) .tools/$(1)
+endef
+
+.tools/golangci-lint-$(GOLANGCI_LINT_VERSION):
+	$(call go-tool,golangci-lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT_VERSION))
+
+.tools/buf-$(BUF_VERSION):
+	$(call go-tool,buf,github.com/bufbuild/buf/cmd/buf@v$(BUF_VERSION))
+
+.tools/govulncheck-$(GOVULNCHECK_VERSION):
+	$(call go-tool,govulncheck,golang.org/x/vuln/cmd/govulncheck@v$(GOVULNCHECK_VERSION))
+
+.tools/benchstat-$(BENCHSTAT_VERSION):
+	$(call go-tool,benchstat,golang.org/x/perf/cmd/benchstat@$(BENCHSTAT_VERSION))
