@@ -1,0 +1,186 @@
+package discovery
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// engineClient makes our own calls to one address of one engine. Every call
+// opens its own connection: a probe that rode on an old one would not notice
+// that the engine accepts no more, and none is shared with other traffic.
+type engineClient struct {
+	base   string // scheme://host:port, the host as the operator wrote it
+	apiKey string // never logged; sent as bearer where not empty
+	http   *http.Client
+}
+
+// newEngineClient dials address (ip:port) whatever the target's name says now;
+// the name remains what TLS verifies and the Host header tells.
+func newEngineClient(t target, address string, tlsConfig *tls.Config, apiKey string) *engineClient {
+	dialer := &net.Dialer{}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig:   tlsConfig,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, address)
+		},
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	return &engineClient{
+		base:   t.scheme + "://" + t.hostPort(),
+		apiKey: apiKey,
+		http: &http.Client{
+			Transport: transport,
+			// A redirect is no sign of health, and must not carry the key away.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// statusError is an answer other than 2xx.
+type statusError struct {
+	path   string
+	status int
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("GET %s: status %d", e.path, e.status)
+}
+
+// health is nil where the engine says that it can serve.
+func (c *engineClient) health(ctx context.Context, path string) error {
+	_, err := c.get(ctx, path, 0)
+	return err
+}
+
+// maxModelsBody bounds the answer of /v1/models: a model card is below 1 KiB,
+// and an engine with a thousand adapters lists a thousand.
+const maxModelsBody = 4 << 20
+
+// models are the names that the engine serves in its order: its own, aliases,
+// adapters. Never empty without an error.
+func (c *engineClient) models(ctx context.Context) ([]string, error) {
+	body, err := c.get(ctx, "/v1/models", maxModelsBody)
+	if err != nil {
+		return nil, err
+	}
+	return parseModels(body)
+}
+
+var errNoModels = errors.New("GET /v1/models: the answer lists no model")
+
+func parseModels(body []byte) ([]string, error) {
+	var cards struct {
+		Data []struct {
+			ID string `json:"id"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(body, &cards); err != nil {
+		return nil, fmt.Errorf("GET /v1/models: %w", err)
+	}
+	var names []string
+	seen := make(map[string]bool, len(cards.Data))
+	for _, card := range cards.Data {
+		if card.ID != "" && !seen[card.ID] {
+			seen[card.ID] = true
+			names = append(names, card.ID)
+		}
+	}
+	if names == nil {
+		return nil, errNoModels
+	}
+	return names, nil
+}
+
+// get reads at most limit bytes of the answer's body; more is an error.
+func (c *engineClient) get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if c.apiKey != "" {
+		req.Header.Set("Authorization", "Bearer "+c.apiKey)
+	}
+	req.Header.Set("User-Agent", "firsttoken")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // Nothing is lost: the body was read or is not wanted.
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return nil, &statusError{path, resp.StatusCode}
+	}
+	if limit == 0 {
+		return nil, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("GET %s: %w", path, err)
+	}
+	if int64(len(body)) > limit {
+		return nil, fmt.Errorf("GET %s: the answer is longer than %d bytes", path, limit)
+	}
+	return body, nil
+}
+
+// result is the metrics label of a call's outcome.
+func result(err error) string {
+	var (
+		status  *statusError
+		network net.Error
+		op      *net.OpError
+	)
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.As(err, &status):
+		return "status"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return "timeout"
+	case errors.As(err, &op) && op.Op == "dial":
+		return "connect"
+	}
+	return "other"
+}
+
+// clientConfig is nil where nothing is configured: the system's authorities.
+func (c TLSConfig) clientConfig() (*tls.Config, error) {
+	switch {
+	case c.SkipVerify:
+		return &tls.Config{InsecureSkipVerify: true}, nil //nolint:gosec // The operator asks for it; engines in a cluster often sign themselves.
+	case c.CAFile != "":
+		pool, err := c.authorities()
+		if err != nil {
+			return nil, err
+		}
+		return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+	}
+	return nil, nil
+}
+
+func (c TLSConfig) authorities() (*x509.CertPool, error) {
+	pem, err := readable(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", c.CAFile)
+	}
+	return pool, nil
+}
+
+// within bounds a call by d.
+func within[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return call(ctx)
+}

@@ -1,0 +1,413 @@
+package discovery
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// Watcher keeps the list of endpoints true and publishes it on each change. It
+// is safe for concurrent use.
+type Watcher struct {
+	cfg     Config       // set once
+	log     *slog.Logger // set once
+	metrics *Metrics     // set once
+	// publish gets each new list, never two at a time; set once.
+	publish func([]scoring.Endpoint)
+	net     network       // set once
+	synced  chan struct{} // closed by Run when every name was tried
+
+	// mu guards the following fields and is held while publish runs, so that
+	// lists arrive in order; publish must not call the Watcher.
+	mu        sync.Mutex
+	roster    *roster
+	published []scoring.Endpoint
+	watches   map[scoring.EndpointID]*watch
+}
+
+// watch is one running probe loop.
+type watch struct {
+	address string
+	cancel  context.CancelFunc
+	// wake asks for a probe at once. Its one place is what coalesces.
+	wake chan struct{}
+}
+
+// network is everything that leaves the process.
+type network interface {
+	resolve(ctx context.Context, host string) ([]netip.Addr, error)
+	// engine makes the client for one address of an engine.
+	engine(t target, address netip.AddrPort) engine
+}
+
+// engine answers the two questions that we ask of an engine.
+type engine interface {
+	health(ctx context.Context, path string) error
+	models(ctx context.Context) ([]string, error)
+}
+
+// New makes a Watcher over entries, which ValidateEntries found good. apiKey,
+// where not empty, is sent as bearer on our own calls and never logged.
+// publish gets the whole list on every change; the slice is the receiver's.
+// Nothing is called before Run.
+func New(cfg Config, entries []Entry, apiKey string, log *slog.Logger, metrics *Metrics, publish func([]scoring.Endpoint)) (*Watcher, error) {
+	tlsConfig, err := cfg.TLS.clientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("discovery: tls.ca_file: %w", err)
+	}
+	return newWatcher(cfg, entries, &sockets{tlsConfig, apiKey}, log, metrics, publish)
+}
+
+func newWatcher(cfg Config, entries []Entry, net network, log *slog.Logger, metrics *Metrics, publish func([]scoring.Endpoint)) (*Watcher, error) {
+	r, err := newRoster(cfg.ProbeFailures, entries)
+	if err != nil {
+		return nil, fmt.Errorf("discovery: %w", err)
+	}
+	return &Watcher{
+		cfg: cfg, log: log, metrics: metrics, publish: publish, net: net,
+		synced: make(chan struct{}),
+		roster: r, watches: make(map[scoring.EndpointID]*watch),
+	}, nil
+}
+
+// Synced is closed when the list is complete for the first time: every name
+// has been resolved, or that was tried in vain. Probes may be outstanding; an
+// endpoint is ready until its first failed one.
+func (w *Watcher) Synced() <-chan struct{} { return w.synced }
+
+// Run resolves, probes and publishes until ctx ends; it returns when all its
+// goroutines have ended. Call it once.
+func (w *Watcher) Run(ctx context.Context) error {
+	var tasks, names sync.WaitGroup
+	defer tasks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	for i, t := range w.roster.targets {
+		if ip, ok := t.literal(); ok {
+			w.resolved(ctx, &tasks, i, []netip.Addr{ip})
+			continue
+		}
+		names.Add(1)
+		tasks.Go(func() { w.follow(ctx, &tasks, i, t, sync.OnceFunc(names.Done)) })
+	}
+	names.Wait()
+	close(w.synced)
+	<-ctx.Done()
+	return nil
+}
+
+// ProbeNow asks for a probe of the endpoint at address (ip:port) at once,
+// because a request has just failed to connect there. It never blocks; any
+// number of calls become at most one probe each probeGap. An address that is
+// no endpoint's is ignored.
+func (w *Watcher) ProbeNow(address string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, watch := range w.watches {
+		if watch.address == address {
+			select {
+			case watch.wake <- struct{}{}:
+			default: // One is asked for already.
+			}
+		}
+	}
+}
+
+// Status is one endpoint as people want to see it.
+type Status struct {
+	Endpoint scoring.Endpoint
+	// Probed is when the last probe ended, zero before the first.
+	Probed time.Time
+	// Fault is why the last probe failed; nil if it did not.
+	Fault error
+}
+
+// Status lists the endpoints in the order of the configuration.
+func (w *Watcher) Status() []Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]Status, 0, len(w.roster.members))
+	for i, e := range w.roster.endpoints() {
+		m := w.roster.members[i]
+		list = append(list, Status{Endpoint: e, Probed: m.probed, Fault: m.fault})
+	}
+	return list
+}
+
+// retryResolve is the pause after a name could not be resolved: at start the
+// DNS often knows the engines a moment later than we do.
+const retryResolve = 2 * time.Second
+
+// follow resolves one name again and again until ctx ends. tried is called
+// after the first time.
+func (w *Watcher) follow(ctx context.Context, tasks *sync.WaitGroup, entry int, t target, tried func()) {
+	defer tried()
+	var (
+		last  []netip.Addr
+		fault string
+	)
+	for {
+		ips, err := within(ctx, resolveTimeout, func(ctx context.Context) ([]netip.Addr, error) { return w.net.resolve(ctx, t.host) })
+		pause := w.cfg.ResolveInterval
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			// The former addresses stay: an outage of the DNS is none of the
+			// engines, and a dead engine is found by its probes.
+			w.metrics.resolved.WithLabelValues("error").Inc()
+			w.log.Log(ctx, onceWarn(&fault, err), "cannot resolve host name; former addresses stay", "host", t.host, "addresses", last, "error", err)
+			pause = min(pause, retryResolve)
+		default:
+			fault = ""
+			w.metrics.resolved.WithLabelValues("ok").Inc()
+			if !slices.Equal(last, ips) {
+				w.log.Info("resolved host name", "host", t.host, "addresses", ips, "before", last)
+				last = ips
+			}
+			// Also when nothing changed: an address that another entry held may
+			// be free by now.
+			w.resolved(ctx, tasks, entry, ips)
+		}
+		tried()
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+const resolveTimeout = 5 * time.Second
+
+// resolved brings the roster and the probe loops to the addresses of an entry.
+func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int, ips []netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	added, removed := w.roster.resolved(entry, ips)
+	for _, m := range removed {
+		w.watches[m.id].cancel()
+		delete(w.watches, m.id)
+	}
+	w.publishLocked()
+	for _, m := range added {
+		ctx, cancel := context.WithCancel(ctx)
+		watch := &watch{address: m.address.String(), cancel: cancel, wake: make(chan struct{}, 1)}
+		w.watches[m.id] = watch
+		id, client := m.id, w.net.engine(w.roster.targets[entry], m.address)
+		askModels := len(w.roster.entries[entry].Models) == 0
+		tasks.Go(func() {
+			defer cancel()
+			w.probe(ctx, id, client, watch.wake, askModels)
+		})
+	}
+	if len(added)+len(removed) > 0 {
+		w.instancesLocked(entry)
+	}
+}
+
+// instancesLocked warns of an LMCache instance that cannot be told to one
+// address. Caller must hold mu.
+func (w *Watcher) instancesLocked(entry int) {
+	e, addresses := w.roster.entries[entry], 0
+	for _, m := range w.roster.members {
+		if m.entry == entry {
+			addresses++
+		}
+	}
+	if addresses > 1 && e.LMCache.Instance != "" {
+		w.log.Warn("host name of an endpoint with an LMCache instance has several addresses; the instance is ignored, write one entry for each address",
+			"address", e.Address, "instance", e.LMCache.Instance, "addresses", addresses)
+	}
+}
+
+// probeGap is the least time between two probes that failed requests ask for:
+// a dead endpoint under load fails thousands of them in a second.
+const probeGap = 250 * time.Millisecond
+
+// probe watches one endpoint until ctx ends: its health at every interval and
+// when woken, its models (where asked for) when it comes up and now and then.
+func (w *Watcher) probe(ctx context.Context, id scoring.EndpointID, e engine, wake <-chan struct{}, askModels bool) {
+	var (
+		suspect bool
+		askedAt time.Time // zero: the models are to be asked for
+		fault   string    // of the last question for models
+	)
+	for {
+		began := time.Now()
+		_, err := within(ctx, w.cfg.ProbeTimeout, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, e.health(ctx, w.cfg.ProbePath)
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		w.probed(id, time.Since(began), err, suspect)
+		switch {
+		case err != nil:
+			askedAt = time.Time{}
+		case askModels && time.Since(askedAt) >= w.cfg.ModelsInterval:
+			if w.ask(ctx, id, e, &fault) {
+				askedAt = began
+			}
+		}
+
+		timer := time.NewTimer(time.Until(began.Add(w.cfg.ProbeInterval)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+			suspect = false
+		case <-wake:
+			timer.Stop()
+			suspect = true
+			if !sleep(ctx, time.Until(began.Add(probeGap))) {
+				return
+			}
+		}
+	}
+}
+
+// probed records how a probe ended and publishes what follows.
+func (w *Watcher) probed(id scoring.EndpointID, took time.Duration, err error, suspect bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.roster.member(id)
+	if m == nil {
+		return
+	}
+	wasDown, first := m.down, m.probed.IsZero()
+	w.roster.probed(id, time.Now(), err, suspect)
+	w.metrics.duration.WithLabelValues(result(err)).Observe(took.Seconds())
+	w.publishLocked()
+	if e, ok := w.publishedLocked(id); ok {
+		w.metrics.probes.WithLabelValues(e.Name, result(err)).Inc()
+		switch {
+		case m.down && !wasDown:
+			w.log.Warn("endpoint is not ready", "endpoint", e.Name, "address", e.Address, "error", err)
+		case !m.down && (wasDown || first):
+			w.log.Info("endpoint is ready", "endpoint", e.Name, "address", e.Address)
+		}
+	}
+}
+
+// ask learns the engine's models and reports whether that went well.
+func (w *Watcher) ask(ctx context.Context, id scoring.EndpointID, e engine, fault *string) bool {
+	models, err := within(ctx, w.cfg.ProbeTimeout, e.models)
+	if ctx.Err() != nil {
+		return false
+	}
+	w.metrics.asked.WithLabelValues(result(err)).Inc()
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before, ok := w.publishedLocked(id)
+	if !ok {
+		return false
+	}
+	if err != nil {
+		w.log.Log(ctx, onceWarn(fault, err), "cannot learn the models of endpoint; it gets requests for every model until then", "endpoint", before.Name, "address", before.Address, "error", err)
+		return false
+	}
+	*fault = ""
+	w.roster.learned(id, models)
+	w.publishLocked()
+	if !slices.Equal(before.Models, models) {
+		w.log.Info("endpoint serves models", "endpoint", before.Name, "address", before.Address, "models", models)
+	}
+	return true
+}
+
+// publishLocked publishes the list if it differs from the last one. Caller
+// must hold mu.
+func (w *Watcher) publishLocked() {
+	list := w.roster.endpoints()
+	if w.published != nil && same(w.published, list) {
+		return
+	}
+	w.metrics.published(w.published, list)
+	w.published = list
+	w.publish(slices.Clone(list))
+}
+
+// publishedLocked is the endpoint as last published. Caller must hold mu.
+func (w *Watcher) publishedLocked(id scoring.EndpointID) (scoring.Endpoint, bool) {
+	for _, e := range w.published {
+		if e.ID == id {
+			return e, true
+		}
+	}
+	return scoring.Endpoint{}, false
+}
+
+// onceWarn is the level at which err is logged: a warning when it is news,
+// debug when it says the same as last, which it replaces.
+func onceWarn(last *string, err error) slog.Level {
+	if *last == err.Error() {
+		return slog.LevelDebug
+	}
+	*last = err.Error()
+	return slog.LevelWarn
+}
+
+// sleep waits for d and reports whether ctx still lives.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// sockets is the network of the real world.
+type sockets struct {
+	tls    *tls.Config
+	apiKey string
+}
+
+func (s *sockets) engine(t target, address netip.AddrPort) engine {
+	return newEngineClient(t, address.String(), s.tls, s.apiKey)
+}
+
+var errNoAddress = errors.New("the name has no address")
+
+// resolve gives the IPv4 addresses of a name, or the IPv6 ones where it has no
+// other: an engine that is reached by both is still one engine. Sorted.
+func (s *sockets) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	return onePerEngine(ips)
+}
+
+func onePerEngine(ips []netip.Addr) ([]netip.Addr, error) {
+	var v4, v6 []netip.Addr
+	for _, ip := range ips {
+		switch ip = ip.Unmap(); {
+		case ip.Is4():
+			v4 = append(v4, ip)
+		case ip.Zone() == "":
+			v6 = append(v6, ip)
+		}
+	}
+	if len(v4) == 0 {
+		v4 = v6
+	}
+	if len(v4) == 0 {
+		return nil, errNoAddress
+	}
+	slices.SortFunc(v4, netip.Addr.Compare)
+	return slices.Compact(v4), nil
+}
