@@ -3,7 +3,7 @@
 # that holds libfirsttoken_native.a and firsttoken_native.h:
 #
 #   dir=$(prompt/native/build.sh)
-#   export CGO_CFLAGS="-I$dir" CGO_LDFLAGS="-L$dir"
+#   export CGO_CFLAGS="-O2 -g -I$dir" CGO_LDFLAGS="-O2 -g -L$dir"
 #
 # The folder's name is the hash of the sources, the Rust version and this script,
 # because Go's build cache sees a changed linker flag, but not a changed static

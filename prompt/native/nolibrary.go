@@ -10,7 +10,7 @@ const built = false
 
 type tokenizerHandle struct{}
 
-func loadTokenizer([]byte, Engine) (h tokenizerHandle, vocab int, err error) {
+func loadTokenizer([]byte, []byte, Engine) (h tokenizerHandle, vocab int, err error) {
 	return h, 0, ErrNotBuilt
 }
 func (tokenizerHandle) encode(string, bool) ([]uint32, error) { return nil, ErrNotBuilt }

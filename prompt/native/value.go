@@ -11,7 +11,7 @@ import (
 // at its first place, as in Python. The zero Value is empty and ready to write.
 //
 // A list is List, its elements, EndList. A map is Map, then Key and one value each,
-// then EndMap. The variables of a template are one Map. A tree that breaks these
+// then EndMap. The variables of a template are one Map; nesting goes 255 deep. A tree that breaks these
 // rules is not found here but by Render, as an error. Not safe for concurrent
 // writing; after the last write, any number of Renders may share it.
 //
@@ -28,10 +28,6 @@ import (
 //	[ … ]          a list
 //	{ … }          a map
 type Value struct{ buf []byte }
-
-// maxDepth bounds the nesting of lists and maps. Python's own JSON reader and
-// pydantic's stop near it, and the library's recursion stays within its stack.
-const maxDepth = 255
 
 // NewValue is an empty Value with room for size bytes.
 func NewValue(size int) *Value { return &Value{buf: make([]byte, 0, size)} }

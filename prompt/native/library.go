@@ -1,0 +1,127 @@
+//go:build cgo && !nonative
+
+package native
+
+/*
+#if !__has_include(<firsttoken_native.h>)
+#error firsttoken: the native library is not built or not found: run `make build` first, or use the tag nonative
+#else
+#include <firsttoken_native.h>
+#endif
+#cgo LDFLAGS: -lfirsttoken_native -lstdc++ -lm -ldl -lpthread
+#cgo noescape ft_tokenizer_encode
+#cgo nocallback ft_tokenizer_encode
+#cgo noescape ft_tokenizer_decode
+#cgo nocallback ft_tokenizer_decode
+#cgo noescape ft_tokenizer_token_id
+#cgo nocallback ft_tokenizer_token_id
+#cgo noescape ft_template_render
+#cgo nocallback ft_template_render
+*/
+import "C"
+
+import (
+	"errors"
+	"strings"
+	"time"
+	"unsafe"
+)
+
+// built: the library is part of this program.
+const built = true
+
+// tokenizerHandle owns a tokenizer of the library. Its calls may run side by
+// side; free must be the last one.
+type tokenizerHandle struct{ c *C.ft_tokenizer }
+
+// templateHandle owns a template of the library, with the same rules.
+type templateHandle struct{ c *C.ft_template }
+
+func loadTokenizer(json, config []byte, engine Engine) (h tokenizerHandle, vocab int, err error) {
+	number := C.int32_t(0)
+	if engine == Tokenizers {
+		number = 1
+	}
+	var size C.size_t
+	var message C.ft_text
+	status := C.ft_tokenizer_load(bytesPointer(json), C.size_t(len(json)), bytesPointer(config), C.size_t(len(config)),
+		number, &h.c, &size, &message)
+	if status != C.FT_OK {
+		return h, 0, failure(status, message)
+	}
+	return h, int(size), nil
+}
+
+func (h tokenizerHandle) encode(text string, addSpecial bool) ([]uint32, error) {
+	var ids C.ft_ids
+	var message C.ft_text
+	status := C.ft_tokenizer_encode(h.c, textPointer(text), C.size_t(len(text)), C.bool(addSpecial), &ids, &message)
+	if status != C.FT_OK {
+		return nil, failure(status, message)
+	}
+	defer C.ft_ids_free(ids)
+	out := make([]uint32, int(ids.len))
+	copy(out, unsafe.Slice((*uint32)(unsafe.Pointer(ids.data)), len(out)))
+	return out, nil
+}
+
+func (h tokenizerHandle) decode(ids []uint32) (string, error) {
+	var text C.ft_text
+	status := C.ft_tokenizer_decode(h.c, (*C.uint32_t)(unsafe.Pointer(unsafe.SliceData(ids))), C.size_t(len(ids)), &text)
+	if status != C.FT_OK {
+		return "", failure(status, text)
+	}
+	return taken(text), nil
+}
+
+func (h tokenizerHandle) tokenID(token string) (uint32, bool) {
+	id := C.ft_tokenizer_token_id(h.c, textPointer(token), C.size_t(len(token)))
+	if id < 0 {
+		return 0, false
+	}
+	return uint32(id), true
+}
+
+func (h tokenizerHandle) free() { C.ft_tokenizer_free(h.c) }
+
+func compileTemplate(source string) (h templateHandle, format string, names []string, err error) {
+	var description C.ft_text
+	status := C.ft_template_compile(textPointer(source), C.size_t(len(source)), &h.c, &description)
+	if status != C.FT_OK {
+		return h, "", nil, failure(status, description)
+	}
+	lines := strings.Split(taken(description), "\n")
+	return h, lines[0], lines[1:], nil
+}
+
+func (h templateHandle) render(variables []byte, now time.Time) (string, error) {
+	_, offset := now.Zone()
+	var text C.ft_text
+	status := C.ft_template_render(h.c, bytesPointer(variables), C.size_t(len(variables)),
+		C.int64_t(now.Unix()+int64(offset)), C.uint32_t(now.Nanosecond()), &text)
+	if status != C.FT_OK {
+		return "", failure(status, text)
+	}
+	return taken(text), nil
+}
+
+func (h templateHandle) free() { C.ft_template_free(h.c) }
+
+// failure takes the library's text and makes an error of it.
+func failure(status C.int32_t, text C.ft_text) error {
+	message := taken(text)
+	if status == C.FT_REFUSED {
+		return &TemplateError{Message: message}
+	}
+	return errors.New(message)
+}
+
+// taken copies a text of the library and gives its memory back.
+func taken(text C.ft_text) string {
+	defer C.ft_text_free(text)
+	return string(unsafe.Slice((*byte)(unsafe.Pointer(text.data)), int(text.len)))
+}
+
+func textPointer(s string) *C.uint8_t { return (*C.uint8_t)(unsafe.Pointer(unsafe.StringData(s))) }
+
+func bytesPointer(b []byte) *C.uint8_t { return (*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(b))) }
