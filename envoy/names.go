@@ -1,0 +1,53 @@
+package envoy
+
+// Headers and metadata through which the service tells Envoy its choice. The
+// names of the gateway API are those of the Endpoint Picker protocol.
+const (
+	// HeaderEndpoint is the request header with the choice: "ip:port", or a
+	// comma list in order of preference. An override_host cluster obeys it.
+	HeaderEndpoint = "x-gateway-destination-endpoint"
+	// HeaderCluster is the request header with the name of the cluster that
+	// holds the choice alone, for a cluster_header route.
+	HeaderCluster = "x-firsttoken-cluster"
+
+	// HeaderServed and HeaderReason are response headers for people: which
+	// endpoint answered, and why it was chosen.
+	HeaderServed = "x-firsttoken-endpoint"
+	HeaderReason = "x-firsttoken-reason"
+
+	// MetadataBalancer is the namespace that Envoy's load balancers read. One
+	// key more than HeaderEndpoint in it makes subset balancers fall back
+	// silently, so nothing else is ever put there.
+	MetadataBalancer = "envoy.lb"
+	// Metadata is our own namespace, with the keys below.
+	Metadata = "firsttoken"
+	// KeyID is the decision's id, KeyEndpoint its first choice and KeyReason
+	// why.
+	KeyID       = "id"
+	KeyEndpoint = "endpoint"
+	KeyReason   = "reason"
+)
+
+// Attributes of request and response that the service asks Envoy for.
+const (
+	AttributePath     = "request.path"
+	AttributeMethod   = "request.method"
+	AttributeID       = "request.id"
+	AttributeCode     = "response.code"
+	AttributeUpstream = "upstream.address"
+)
+
+// ControlHeaders steer routing, so a client may not send them: whoever could
+// would choose the engine. They are removed before the service sees the
+// request, and by the service again where another Envoy's config does not.
+var ControlHeaders = []string{
+	HeaderEndpoint,
+	HeaderEndpoint + "-subset",
+	HeaderEndpoint + "-served",
+	HeaderCluster,
+	HeaderServed,
+	HeaderReason,
+}
+
+// controlPrefixes begin every control header, those of later versions too.
+var controlPrefixes = []string{HeaderEndpoint, "x-firsttoken-"}

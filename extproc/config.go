@@ -1,0 +1,106 @@
+package extproc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+// Config sets how the service talks with Envoy.
+type Config struct {
+	// Listen is where Envoy reaches ext_proc, access log and health services:
+	// host:port, or unix:/path for a sidecar.
+	Listen string `yaml:"listen"`
+	// DecisionDeadline bounds the time from the last byte of a request's body
+	// to the choice. When it runs out the request is routed by what is known.
+	// It must stay below message_timeout of Envoy's filter (1s in our config).
+	DecisionDeadline time.Duration `yaml:"decision_deadline"`
+	// BodyLimit is the largest request body in bytes; a longer one of a
+	// completion is answered 413. Envoy's per_connection_buffer_limit_bytes
+	// must be above it.
+	BodyLimit int `yaml:"body_limit_bytes"`
+	// Fallbacks is how many next best endpoints follow the choice in the
+	// destination header, for Envoy to retry on: 0 to 2. Set it to 0 for
+	// gateways that read one address only, such as agentgateway.
+	Fallbacks int `yaml:"fallbacks"`
+	// DestinationHeader tells the choice in the request header
+	// x-gateway-destination-endpoint.
+	DestinationHeader bool `yaml:"destination_header"`
+	// DestinationMetadata tells the choice in dynamic metadata,
+	// envoy.lb:x-gateway-destination-endpoint.
+	DestinationMetadata bool `yaml:"destination_metadata"`
+	// ClusterHeader tells the choice's cluster in the request header
+	// x-firsttoken-cluster, for cluster_header routes.
+	ClusterHeader bool `yaml:"cluster_header"`
+	// DrainDelay is how long the service goes on serving after it began to
+	// report NOT_SERVING, so that every Envoy's health check sees it. Three
+	// intervals of that check are enough.
+	DrainDelay time.Duration `yaml:"drain_delay"`
+	// DrainTimeout bounds the wait for open streams when the service stops.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// DecisionLogs is the largest number of decisions logged a second; 0 logs
+	// none. Prompt text is never logged.
+	DecisionLogs int `yaml:"decision_logs_per_second"`
+}
+
+// DefaultConfig is what holds where the operator says nothing.
+func DefaultConfig() Config {
+	return Config{
+		Listen:              "127.0.0.1:9002",
+		DecisionDeadline:    500 * time.Millisecond,
+		BodyLimit:           32 << 20,
+		Fallbacks:           maxFallbacks,
+		DestinationHeader:   true,
+		DestinationMetadata: true,
+		ClusterHeader:       true,
+		DrainDelay:          time.Second,
+		DrainTimeout:        30 * time.Second,
+		DecisionLogs:        10,
+	}
+}
+
+// maxFallbacks: Envoy tries twice more in our config, and each address costs
+// every request some bytes of header.
+const maxFallbacks = 2
+
+// maxBodyLimit keeps body limit plus framing inside gRPC's message length.
+const maxBodyLimit = 1 << 30
+
+// Validate joins all faults, each beginning with its path below path.
+func (c Config) Validate(path string) error {
+	var faults []error
+	fault := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s.%s: %s", path, key, fmt.Sprintf(format, args...)))
+	}
+	if socket, ok := strings.CutPrefix(c.Listen, unixScheme); ok {
+		if socket == "" {
+			fault("listen", "%q names no file; write unix:/run/firsttoken/extproc.sock", c.Listen)
+		}
+	} else if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		fault("listen", "%q is no address (%v); write host:port, or unix:/path", c.Listen, err)
+	}
+	if c.DecisionDeadline <= 0 {
+		fault("decision_deadline", "is %s; write a duration above zero, such as 500ms", c.DecisionDeadline)
+	}
+	if c.BodyLimit < 1 || c.BodyLimit > maxBodyLimit {
+		fault("body_limit_bytes", "is %d; write 1 to %d", c.BodyLimit, maxBodyLimit)
+	}
+	if c.Fallbacks < 0 || c.Fallbacks > maxFallbacks {
+		fault("fallbacks", "is %d; write 0 to %d", c.Fallbacks, maxFallbacks)
+	}
+	if !c.DestinationHeader && !c.DestinationMetadata && !c.ClusterHeader {
+		fault("destination_header", "no way to tell Envoy the choice is on; set destination_header, destination_metadata or cluster_header to true")
+	}
+	if c.DrainDelay < 0 {
+		fault("drain_delay", "is %s; write 0s or more", c.DrainDelay)
+	}
+	if c.DrainTimeout <= 0 {
+		fault("drain_timeout", "is %s; write a duration above zero, such as 30s", c.DrainTimeout)
+	}
+	if c.DecisionLogs < 0 {
+		fault("decision_logs_per_second", "is %d; write 0 or more", c.DecisionLogs)
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,173 @@
+package extproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+var (
+	errBodyTooLarge = errors.New("the request body is too large")
+	errEncoder      = errors.New("the encoder failed")
+)
+
+// decideThen makes the choice and sends the answer that carries it: the one
+// that reply builds, or a refusal, which ends the stream. whole is false where
+// the body is not known to its end.
+func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv3.ProcessingResponse) error {
+	st.decided = true
+	st.enter(phaseDeciding)
+	d, err := st.decide(whole)
+	if err != nil {
+		if st.conn.Context().Err() != nil {
+			return err // nobody is left to be answered
+		}
+		fault, details := faultOf(err, st.model, st.picker.Endpoints(), st.cfg.BodyLimit)
+		st.metrics.refused(fault.Status)
+		if err := st.send(refuse(fault, details)); err != nil {
+			return err
+		}
+		return errDone
+	}
+	if d != nil {
+		st.booking = d.Reservation
+	}
+	st.enter(phaseWaiting)
+	if err := st.send(reply(d)); err != nil {
+		// The request cannot have left by our word.
+		st.release(scoring.OutcomeCancelled)
+		return err
+	}
+	return nil
+}
+
+// decide chooses an endpoint and books the request there. A nil decision
+// without error leaves the choice to Envoy. An error refuses the request.
+func (st *stream) decide(whole bool) (*scoring.Decision, error) {
+	received := time.Now()
+	st.metrics.stage(stageReceive, received.Sub(st.began))
+	generation := st.generation()
+	var p *scoring.Prompt
+	switch {
+	case len(st.body) > st.cfg.BodyLimit && generation:
+		return nil, errBodyTooLarge
+	case len(st.body) > st.cfg.BodyLimit:
+		st.metrics.fallback(causeTooLarge)
+		p = unsized()
+	case len(st.body) == 0:
+		p = unsized()
+	default:
+		encoded, err := st.encode(whole)
+		if err != nil {
+			return nil, err
+		}
+		p = encoded
+		st.metrics.stage(stageEncode, time.Since(received))
+	}
+	st.model = p.Model
+	d, err := st.pick(p)
+	if err != nil && !generation {
+		// Whether such a request needs an endpoint at all is not ours to say.
+		st.metrics.fallback(causeOf(err))
+		return nil, nil //nolint:nilnil // no decision, and no fault: Envoy chooses
+	}
+	return d, err
+}
+
+// pick asks for the decision and tells everybody who wants to know.
+func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
+	began := time.Now()
+	d, err := st.picker.Pick(began, newID(), p)
+	if errors.Is(err, scoring.ErrModelRequired) && p.Source == scoring.TokensEstimated {
+		// The model is not missing from the request, only unknown to us.
+		d, err = st.picker.Pick(began, newID(), unsized())
+	}
+	if err != nil {
+		return nil, err
+	}
+	st.metrics.stage(stagePick, time.Since(began))
+	st.metrics.decision(d)
+	if st.sampler.take(began) {
+		logDecision(st.conn.Context(), st.log, d)
+	}
+	if st.observer != nil {
+		st.observer.Decided(d)
+	}
+	return d, nil
+}
+
+// encode sizes the request within the decision deadline. Where that fails the
+// request is routed by the length of its body; only a request that no engine
+// would take is an error.
+func (st *stream) encode(whole bool) (*scoring.Prompt, error) {
+	ctx, cancel := context.WithTimeout(st.conn.Context(), st.cfg.DecisionDeadline)
+	defer cancel()
+	p, err := st.tokens(ctx)
+	if gone := st.conn.Context().Err(); gone != nil {
+		return nil, gone
+	}
+	var fault *prompt.RequestError
+	switch {
+	case err == nil && ctx.Err() != nil && p.Source == scoring.TokensEstimated:
+		st.metrics.fallback(causeDeadline)
+		return p, nil
+	case err == nil:
+		return p, nil
+	case errors.As(err, &fault) && whole && st.generation():
+		return nil, err
+	}
+	st.metrics.fallback(causeOf(err))
+	return estimated(len(st.body)), nil
+}
+
+// tokens calls the encoder. A panic in there must cost one request its cached
+// prefix, not all requests their service.
+func (st *stream) tokens(ctx context.Context) (p *scoring.Prompt, err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			st.log.Error("encoder panicked", "panic", fmt.Sprint(fault), "stack", string(debug.Stack()))
+			p, err = nil, errEncoder
+		}
+	}()
+	return st.encoder.Encode(ctx, prompt.Request{
+		Method:          st.head.method,
+		Path:            st.head.path,
+		ContentType:     st.head.contentType,
+		ContentEncoding: st.head.contentEncoding,
+		Body:            st.body,
+	})
+}
+
+// generation reports whether the request asks an engine for tokens: only there
+// is an answer of ours what the client can understand.
+func (st *stream) generation() bool {
+	if st.head.method != "" && st.head.method != http.MethodPost {
+		return false
+	}
+	path, _, _ := strings.Cut(st.head.path, "?")
+	return path == "/v1/chat/completions" || path == "/v1/completions"
+}
+
+// unsized is a request of which nothing is known: it is routed by load.
+func unsized() *scoring.Prompt { return &scoring.Prompt{Source: scoring.TokensNone} }
+
+// bytesPerToken is what English text and JSON around it come to with the
+// vocabularies of today; it sizes what could not be encoded.
+const bytesPerToken = 4
+
+// estimated is a prompt of which only the body's length is known.
+func estimated(bytes int) *scoring.Prompt {
+	return &scoring.Prompt{
+		Source:    scoring.TokensEstimated,
+		Sequences: []scoring.Sequence{{Length: scoring.Tokens(bytes/bytesPerToken + 1), Copies: 1}},
+	}
+}

@@ -1,0 +1,57 @@
+package extproc
+
+import (
+	"time"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// What Envoy tells of a request comes by its stream and by the access log, in
+// any order and often twice. All of it passes through these three, which act
+// on what is new.
+
+// served takes in which address answers, empty where it is not known. A
+// request that was booked elsewhere was retried: its booking moves, and the
+// endpoint that lost it is looked at.
+func (s *Server) served(r *scoring.Reservation, address string) {
+	booked, known := r.Endpoint()
+	if !r.Served(address) {
+		return
+	}
+	s.metrics.moved.Inc()
+	if known {
+		s.suspect(booked.Address)
+	}
+}
+
+// suspect asks for a probe of the endpoint at address.
+func (s *Server) suspect(address string) {
+	if s.probe != nil && address != "" {
+		s.probe(address)
+	}
+}
+
+// firstToken takes in the first chunk of a good answer's body.
+func (s *Server) firstToken(r *scoring.Reservation, now time.Time) {
+	ttft, first := r.FirstToken(now)
+	if !first {
+		return
+	}
+	d := r.Decision()
+	s.metrics.ttft.Observe(ttft.Seconds())
+	if s.observer != nil {
+		s.observer.FirstToken(d, ttft)
+	}
+}
+
+// end takes in that the request is over.
+func (s *Server) end(r *scoring.Reservation, outcome scoring.Outcome) {
+	at, _ := r.Endpoint()
+	if !r.End() {
+		return
+	}
+	s.metrics.ended.WithLabelValues(string(outcome)).Inc()
+	if s.observer != nil {
+		s.observer.Ended(r.Decision(), outcome, at.Address)
+	}
+}

@@ -1,0 +1,62 @@
+package extproc
+
+import (
+	"context"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// livenessService is SERVING for as long as the process can answer at all.
+const livenessService = "liveness"
+
+// readinessServices are SERVING while Envoy should send requests here: the
+// server as a whole, the names that kubelets and Envoy's own check ask for, and
+// the one that the conformance manifests of the gateway API ask for.
+var readinessServices = []string{
+	"",
+	"readiness",
+	extprocv3.ExternalProcessor_ServiceDesc.ServiceName,
+	"inference-extension",
+}
+
+// SetReady tells health checks whether Envoy should send requests here. It has
+// no effect once Drain has begun. Safe for concurrent use.
+func (s *Server) SetReady(ready bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setReadyLocked(ready && !s.draining)
+}
+
+// setReadyLocked publishes readiness. Caller must hold mu.
+func (s *Server) setReadyLocked(ready bool) {
+	s.health.SetServingStatus(livenessService, grpc_health_v1.HealthCheckResponse_SERVING)
+	status := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+	if ready {
+		status = grpc_health_v1.HealthCheckResponse_SERVING
+	}
+	for _, service := range readinessServices {
+		s.health.SetServingStatus(service, status)
+	}
+}
+
+// Drain reports NOT_SERVING, goes on serving for the configured delay so that
+// every Envoy sees it, then takes no new stream and waits for the open ones.
+// When ctx is done, what is still open is cut.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	s.draining = true
+	s.setReadyLocked(false)
+	s.mu.Unlock()
+
+	seen := time.NewTimer(s.cfg.DrainDelay)
+	defer seen.Stop()
+	select {
+	case <-seen.C:
+	case <-ctx.Done():
+	}
+	cut := context.AfterFunc(ctx, s.grpc.Stop)
+	defer cut()
+	s.grpc.GracefulStop()
+}

@@ -1,0 +1,134 @@
+package extproc
+
+import (
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// Metrics are what the conversation with Envoy is watched by. Every label has
+// a handful of values that are ours, never a client's.
+type Metrics struct {
+	ttft        prometheus.Histogram
+	estimate    prometheus.Histogram
+	stages      *prometheus.HistogramVec
+	decisions   *prometheus.CounterVec
+	prompts     *prometheus.CounterVec
+	tokens      prometheus.Counter
+	cached      prometheus.Counter
+	fallbacks   *prometheus.CounterVec
+	refusals    *prometheus.CounterVec
+	ended       *prometheus.CounterVec
+	moved       prometheus.Counter
+	records     *prometheus.CounterVec
+	streams     *prometheus.GaugeVec
+	stageByName map[stage]prometheus.Observer
+}
+
+// stage is a part of the time to a decision.
+type stage string
+
+const (
+	stageReceive stage = "receive" // from the first part of the request to the last byte
+	stageEncode  stage = "encode"  // bytes to tokens
+	stagePick    stage = "pick"    // cache lookup, weighing, booking
+)
+
+// The causes of fallbacks: an optimisation failed and the request went on.
+const (
+	causeDeadline      = "deadline"
+	causeEncoder       = "encoder"
+	causeRequest       = "request"
+	causeTooLarge      = "too_large"
+	causeNoEndpoint    = "no_endpoint"
+	causeUnknownModel  = "unknown_model"
+	causeModelRequired = "model_required"
+	// causeHeadersLeft: the client let the headers go before it gave us
+	// anything that asks for a choice.
+	causeHeadersLeft = "headers_left"
+)
+
+// causeOf names the fallback that an error leads to.
+func causeOf(err error) string {
+	var fault *prompt.RequestError
+	switch {
+	case errors.Is(err, scoring.ErrNoEndpoint):
+		return causeNoEndpoint
+	case errors.Is(err, scoring.ErrUnknownModel):
+		return causeUnknownModel
+	case errors.Is(err, scoring.ErrModelRequired):
+		return causeModelRequired
+	case errors.As(err, &fault):
+		return causeRequest
+	}
+	return causeEncoder
+}
+
+// ttftBuckets reach from a cached prompt on an idle engine to a queue of
+// minutes, each about half again the one before.
+var ttftBuckets = prometheus.ExponentialBucketsRange(0.01, 300, 25)
+
+// stageBuckets reach from microseconds to the decision deadline and beyond.
+var stageBuckets = prometheus.ExponentialBucketsRange(10e-6, 1, 16)
+
+// NewMetrics registers the metrics of a Server.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "firsttoken_" + name, Help: help})
+	}
+	counters := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "firsttoken_" + name, Help: help}, []string{label})
+	}
+	m := &Metrics{
+		ttft: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "firsttoken_ttft_seconds", Buckets: ttftBuckets,
+			Help: "Time from decision to first token, measured on streamed answers.",
+		}),
+		estimate: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "firsttoken_ttft_estimated_seconds", Buckets: ttftBuckets,
+			Help: "Time to first token that was estimated for the chosen endpoint.",
+		}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "firsttoken_decision_stage_seconds", Buckets: stageBuckets,
+			Help: "Time of each stage of a decision: receive, encode, pick.",
+		}, []string{"stage"}),
+		decisions: counters("decisions_total", "Decisions by the reason of the choice.", "reason"),
+		prompts:   counters("prompts_total", "Decisions by where the prompt's tokens came from.", "source"),
+		tokens:    counter("prompt_tokens_total", "Prompt tokens of all decisions."),
+		cached:    counter("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoint had cached."),
+		fallbacks: counters("fallbacks_total", "Requests routed by less than their prompt, or left to Envoy, by cause.", "cause"),
+		refusals:  counters("immediate_responses_total", "Requests answered by this service itself, by HTTP status.", "status"),
+		ended:     counters("requests_ended_total", "Requests whose end was told, by outcome.", "outcome"),
+		moved:     counter("requests_moved_total", "Requests that another endpoint served than the one chosen."),
+		records:   counters("access_log_records_total", "Access-log records: matched to an open decision, unknown (ended or not ours), foreign (no decision).", "fate"),
+		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "firsttoken_streams", Help: "Open ext_proc streams by what they are at.",
+		}, []string{"phase"}),
+		stageByName: map[stage]prometheus.Observer{},
+	}
+	for _, s := range []stage{stageReceive, stageEncode, stagePick} {
+		m.stageByName[s] = m.stages.WithLabelValues(string(s))
+	}
+	reg.MustRegister(m.ttft, m.estimate, m.stages, m.decisions, m.prompts, m.tokens, m.cached,
+		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams)
+	return m
+}
+
+func (m *Metrics) stage(s stage, d time.Duration) { m.stageByName[s].Observe(d.Seconds()) }
+
+func (m *Metrics) fallback(cause string) { m.fallbacks.WithLabelValues(cause).Inc() }
+
+func (m *Metrics) refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(status)).Inc() }
+
+func (m *Metrics) decision(d *scoring.Decision) {
+	m.decisions.WithLabelValues(string(d.Reason)).Inc()
+	m.prompts.WithLabelValues(string(d.Prompt.Source)).Inc()
+	m.tokens.Add(float64(d.Prompt.Length()))
+	m.cached.Add(float64(d.Candidates[0].Cached))
+	m.estimate.Observe(d.Estimate().Seconds())
+}

@@ -1,0 +1,175 @@
+package extproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// Encoder turns a request body into the tokens that the engine will see. It is
+// called from many goroutines.
+type Encoder interface {
+	// Encode returns at the latest when ctx ends, with what is known by then.
+	// A *prompt.RequestError is for what no engine would accept; any other
+	// error says that we could not size the request. The body is only read.
+	Encode(ctx context.Context, r prompt.Request) (*scoring.Prompt, error)
+}
+
+// Observer is told what becomes of every decision, from many goroutines. It
+// must not block.
+type Observer interface {
+	Decided(d *scoring.Decision)
+	// FirstToken comes at most once a decision, and only for streamed answers.
+	FirstToken(d *scoring.Decision, ttft time.Duration)
+	// Ended comes at most once. served is the address that answered, empty
+	// where it is not known.
+	Ended(d *scoring.Decision, outcome scoring.Outcome, served string)
+}
+
+// Deps are what a Server works with.
+type Deps struct {
+	Picker  *scoring.Picker
+	Encoder Encoder
+	Metrics *Metrics
+	Log     *slog.Logger
+	// Observer may be nil.
+	Observer Observer
+	// Probe is called with the address of an endpoint that Envoy could not
+	// reach or had to leave for another. It must not block. It may be nil.
+	Probe func(address string)
+}
+
+// Server serves Envoy's external processor, its access log service and gRPC
+// health on one port.
+type Server struct {
+	extprocv3.UnimplementedExternalProcessorServer
+	accesslogv3.UnimplementedAccessLogServiceServer
+
+	// The following are set once in NewServer.
+	cfg      Config
+	picker   *scoring.Picker
+	encoder  Encoder
+	observer Observer
+	probe    func(address string)
+	metrics  *Metrics
+	log      *slog.Logger
+	replies  replies
+	grpc     *grpc.Server
+	health   *health.Server
+
+	sampler sampler
+
+	mu       sync.Mutex // guards the order of readiness and drain
+	draining bool
+}
+
+// messageOverhead is what a message may hold besides the body: headers,
+// attributes and metadata. Envoy's own limit on headers is 60 KiB.
+const messageOverhead = 1 << 20
+
+// NewServer makes a Server that reports NOT_SERVING until SetReady(true).
+func NewServer(cfg Config, deps Deps) *Server {
+	s := &Server{
+		cfg:      cfg,
+		picker:   deps.Picker,
+		encoder:  deps.Encoder,
+		observer: deps.Observer,
+		probe:    deps.Probe,
+		metrics:  deps.Metrics,
+		log:      deps.Log,
+		replies:  newReplies(cfg),
+		health:   health.NewServer(),
+		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
+	}
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
+		// Replies in full duplex are chunks; nothing larger is ever sent.
+		grpc.MaxSendMsgSize(messageOverhead),
+		// Envoys that ping to keep a connection alive are not sent away.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	extprocv3.RegisterExternalProcessorServer(s.grpc, s)
+	accesslogv3.RegisterAccessLogServiceServer(s.grpc, s)
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	s.SetReady(false)
+	return s
+}
+
+// unixScheme begins an address that is a file.
+const unixScheme = "unix:"
+
+// Listen opens the address of Config.Listen. A socket file that a dead process
+// left behind is replaced; one that answers is an error.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	path, isUnix := strings.CutPrefix(address, unixScheme)
+	if !isUnix {
+		l, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("ext_proc: %w", err)
+		}
+		return l, nil
+	}
+	l, err := lc.Listen(ctx, "unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) && abandoned(ctx, path) {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("ext_proc: replace the socket of a dead process: %w", err)
+		}
+		l, err = lc.Listen(ctx, "unix", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ext_proc: %w", err)
+	}
+	return l, nil
+}
+
+// abandoned reports whether nobody accepts at the socket.
+func abandoned(ctx context.Context, path string) bool {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = c.Close()
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// Serve answers on l until Drain, or until l fails. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); err != nil {
+		return fmt.Errorf("ext_proc on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// Run serves on l until ctx is done, then drains.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }() // ends when Drain stops the server
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainDelay+s.cfg.DrainTimeout)
+	defer cancel()
+	s.Drain(drain)
+	return <-served
+}
