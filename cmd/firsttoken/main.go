@@ -29,5 +29,8 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.AddCommand(
+		newKeysCommand(),
+	)
 	return root
 }
