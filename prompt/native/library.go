@@ -4,7 +4,7 @@ package native
 
 /*
 #if !__has_include(<firsttoken_native.h>)
-#error firsttoken: the native library is not built or not found: run `make build` first, or use the tag nonative
+#error firsttoken: no native library: use make build or make test; for go alone: eval "$(prompt/native/build.sh env)", or -tags nonative
 #else
 #include <firsttoken_native.h>
 #endif
