@@ -3,14 +3,18 @@
 package native_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/test/shared"
@@ -19,9 +23,20 @@ import (
 // families are the tokenizers of ../shared, each with a golden file.
 var families = []string{"qwen2.5", "qwen3", "llama3.1", "mistral-nemo", "deepseek-v3", "gemma3", "gpt-oss"}
 
-// goldenTexts is golden/tokenizer-inputs.json.gz as far as this package goes.
-type goldenTexts struct {
-	Texts []string `json:"texts"`
+// goldenInputs is golden/tokenizer-inputs.json.gz.
+type goldenInputs struct {
+	Texts        []string      `json:"texts"`
+	ChatRequests []chatRequest `json:"chat_requests"`
+}
+
+// chatRequest is what the golden chats were made from.
+type chatRequest struct {
+	Name      string            `json:"name"`
+	Messages  []json.RawMessage `json:"messages"`
+	Tools     json.RawMessage   `json:"tools"`
+	Kwargs    json.RawMessage   `json:"chat_template_kwargs"`
+	Generate  *bool             `json:"add_generation_prompt"`
+	Continues bool              `json:"continue_final_message"`
 }
 
 // goldenFamily is golden/tokenizer-FAMILY.json.gz.
@@ -32,8 +47,16 @@ type goldenFamily struct {
 	Enc [][]uint32 `json:"enc"`
 	// Chat: by template.
 	Chat map[string]struct {
-		ContentFormat string `json:"content_format"`
+		ContentFormat string       `json:"content_format"`
+		Cases         []goldenChat `json:"cases"`
 	} `json:"chat"`
+}
+
+type goldenChat struct {
+	Name  string   `json:"name"`
+	Text  string   `json:"text"`
+	IDs   []uint32 `json:"ids"`
+	Error string   `json:"error"`
 }
 
 func readGolden[T any](t *testing.T, path string) T {
@@ -67,7 +90,7 @@ func load(tb testing.TB, dir string, engine native.Engine) *native.Tokenizer {
 // Both engines give the ids that transformers gives, for every text of the
 // golden files, with and without special tokens.
 func TestGoldenTexts(t *testing.T) {
-	texts := readGolden[goldenTexts](t, shared.File(t, "golden", "tokenizer-inputs.json.gz")).Texts
+	texts := readGolden[goldenInputs](t, shared.File(t, "golden", "tokenizer-inputs.json.gz")).Texts
 	for _, family := range families {
 		golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
 		if len(golden.Enc) != len(texts) || len(texts) == 0 {
@@ -110,27 +133,186 @@ func templateFile(family, template string) string {
 	return filepath.Join(family, file)
 }
 
-func TestGoldenContentFormat(t *testing.T) {
+// The golden chats whose messages a template takes as they came (no tool calls,
+// no lists of parts, no developer role): the same text, ids and refusals. What
+// messages must go through first is tested by package prompt, with all of them.
+func TestGoldenChats(t *testing.T) {
+	inputs := readGolden[goldenInputs](t, shared.File(t, "golden", "tokenizer-inputs.json.gz"))
+	requests := map[string]chatRequest{}
+	for _, request := range inputs.ChatRequests {
+		requests[request.Name] = request
+	}
+	rendered := 0
 	for _, family := range families {
 		golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
+		tokenizer := load(t, shared.File(t, "tokenizers", family), native.Fastokens)
+		tokens := specialTokens(t, shared.File(t, "tokenizers", family))
 		for name, chat := range golden.Chat {
-			t.Run(fmt.Sprintf("%s/%s", family, name), func(t *testing.T) {
-				source, err := os.ReadFile(shared.File(t, "tokenizers", templateFile(family, name)))
-				if err != nil {
-					t.Fatal(err)
+			source, err := os.ReadFile(shared.File(t, "tokenizers", templateFile(family, name)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			template, err := native.CompileTemplate(string(source))
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if got := template.ContentFormat(); got != chat.ContentFormat {
+				t.Errorf("%s: content format %q, want %q", name, got, chat.ContentFormat)
+			}
+			for _, want := range chat.Cases {
+				variables := chatVariables(requests[want.Name], chat.ContentFormat, tokens)
+				if variables == nil {
+					continue
 				}
-				template, err := native.CompileTemplate(string(source))
-				if err != nil {
-					t.Fatal(err)
+				rendered++
+				text, err := template.Render(t.Context(), variables, goldenNow)
+				if want.Error != "" {
+					var refusal *native.TemplateError
+					if !errors.As(err, &refusal) || !strings.Contains(want.Error, refusal.Message) {
+						t.Errorf("%s %s: error %v, want %q", name, want.Name, err, want.Error)
+					}
+					continue
 				}
-				defer template.Close()
-				if got := template.ContentFormat(); got != chat.ContentFormat {
-					t.Errorf("content format %q, want %q", got, chat.ContentFormat)
+				if text != want.Text || err != nil {
+					t.Errorf("%s %s: error %v, text (- want, + got)\n%s", name, want.Name, err, cmp.Diff(want.Text, text))
+					continue
 				}
-				t.Log(template.Names())
-			})
+				checkIDs(t, tokenizer, text, false, want.IDs)
+			}
+			template.Close()
 		}
+	}
+	if rendered < 200 {
+		t.Errorf("only %d chats compared", rendered)
 	}
 }
 
-var golden = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)
+// goldenNow is the time at which the golden chats were rendered.
+var goldenNow = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)
+
+// chatVariables is nil for requests that this package cannot render alone.
+func chatVariables(r chatRequest, format string, tokens map[string]string) *native.Value {
+	v := native.NewValue(1 << 12)
+	v.Map()
+	v.Key("messages")
+	v.List()
+	for _, raw := range r.Messages {
+		var message map[string]any
+		_ = json.Unmarshal(raw, &message)
+		content, isText := message["content"].(string)
+		if !isText || len(message) != 2 || message["role"] == "developer" || r.Continues {
+			return nil
+		}
+		v.Map()
+		v.Key("role")
+		v.String(message["role"].(string))
+		v.Key("content")
+		if format == native.ContentOpenAI {
+			v.List()
+			v.Map()
+			v.Key("type")
+			v.String("text")
+			v.Key("text")
+			v.String(content)
+			v.EndMap()
+			v.EndList()
+		} else {
+			v.String(content)
+		}
+		v.EndMap()
+	}
+	v.EndList()
+	v.Key("tools")
+	if r.Tools == nil {
+		v.Nil()
+	} else {
+		writeJSON(v, json.NewDecoder(bytes.NewReader(r.Tools)))
+	}
+	v.Key("documents")
+	v.Nil()
+	v.Key("add_generation_prompt")
+	v.Bool(r.Generate == nil || *r.Generate)
+	for name, text := range tokens {
+		v.Key(name)
+		v.String(text)
+	}
+	if r.Kwargs != nil {
+		kwargs := json.NewDecoder(bytes.NewReader(r.Kwargs))
+		_, _ = kwargs.Token()
+		for kwargs.More() {
+			name, _ := kwargs.Token()
+			v.Key(name.(string))
+			writeJSON(v, kwargs)
+		}
+	}
+	v.EndMap()
+	return v
+}
+
+// writeJSON writes the decoder's next value, with the order of its keys.
+func writeJSON(v *native.Value, decoder *json.Decoder) {
+	decoder.UseNumber()
+	token, _ := decoder.Token()
+	switch token := token.(type) {
+	case nil:
+		v.Nil()
+	case bool:
+		v.Bool(token)
+	case string:
+		v.String(token)
+	case json.Number:
+		if i, err := token.Int64(); err == nil {
+			v.Int(i)
+		} else if f, err := token.Float64(); err == nil {
+			v.Float(f)
+		}
+	case json.Delim:
+		if token == '[' {
+			v.List()
+			for decoder.More() {
+				writeJSON(v, decoder)
+			}
+			v.EndList()
+		} else {
+			v.Map()
+			for decoder.More() {
+				key, _ := decoder.Token()
+				v.Key(key.(string))
+				writeJSON(v, decoder)
+			}
+			v.EndMap()
+		}
+		_, _ = decoder.Token() // the closing delimiter
+	}
+}
+
+// specialTokens are the variables like bos_token that tokenizer_config.json names.
+func specialTokens(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	var config map[string]json.RawMessage
+	path := filepath.Join(dir, "tokenizer_config.json")
+	if _, err := os.Stat(path); err == nil {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(text, &config); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		config = readGolden[map[string]json.RawMessage](t, path+".gz")
+	}
+	tokens := map[string]string{}
+	for _, name := range []string{"bos_token", "eos_token", "pad_token", "unk_token"} {
+		var text string
+		var token struct {
+			Content string `json:"content"`
+		}
+		if json.Unmarshal(config[name], &text) == nil && text != "" {
+			tokens[name] = text
+		} else if json.Unmarshal(config[name], &token) == nil && token.Content != "" {
+			tokens[name] = token.Content
+		}
+	}
+	return tokens
+}
