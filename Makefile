@@ -16,6 +16,10 @@ override SHARED := $(abspath $(SHARED))
 export SHARED
 endif
 
+# The program knows its commit, unless this is no checkout that git would read
+# (another owner's folder, an unpacked archive), where go build would fail.
+BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
 # How long each fuzz target runs.
 FUZZTIME ?= 10s
 # Which benchmarks run, and how often.
@@ -33,7 +37,7 @@ help: ## list the targets
 
 .PHONY: build
 build: .tools/stamp/libzmq ## compile bin/firsttoken
-	@$(WITH_NATIVE) go build -buildvcs=false -o bin/firsttoken ./cmd/firsttoken
+	@$(WITH_NATIVE) go build $(BUILDVCS) -o bin/firsttoken ./cmd/firsttoken
 
 .PHONY: demo
 demo: build .tools/envoy ## run the whole way on this machine and compare two policies
