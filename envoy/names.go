@@ -10,10 +10,12 @@ const (
 	// holds the choice alone, for a cluster_header route.
 	HeaderCluster = "x-firsttoken-cluster"
 
-	// HeaderServed and HeaderReason are response headers for people: which
-	// endpoint answered, and why it was chosen.
+	// HeaderServed, HeaderReason and HeaderID are response headers for people:
+	// which endpoint answered, why it was chosen, and the decision's id, by
+	// which /decisions of the admin port tells the rest.
 	HeaderServed = "x-firsttoken-endpoint"
 	HeaderReason = "x-firsttoken-reason"
+	HeaderID     = "x-firsttoken-id"
 
 	// MetadataBalancer is the namespace that Envoy's load balancers read. One
 	// key more than HeaderEndpoint in it makes subset balancers fall back
@@ -47,6 +49,7 @@ var ControlHeaders = []string{
 	HeaderCluster,
 	HeaderServed,
 	HeaderReason,
+	HeaderID,
 }
 
 // controlPrefixes begin every control header, those of later versions too.
