@@ -43,7 +43,7 @@ func (c Config) Validate(path string) error {
 		}
 	}
 	for _, model := range slices.Sorted(maps.Keys(c.Models)) {
-		if err := c.hasGroup(c.Models[model]); err != nil {
+		if err := c.HasGroup(c.Models[model]); err != nil {
 			faults = append(faults, fmt.Errorf("%s.models.%s: %w", path, model, err))
 		}
 	}
@@ -53,8 +53,8 @@ func (c Config) Validate(path string) error {
 	return errors.Join(faults...)
 }
 
-// hasGroup is an error that lists the groups where there is none of that name.
-func (c Config) hasGroup(name string) error {
+// HasGroup is an error that lists the groups where there is none of that name.
+func (c Config) HasGroup(name string) error {
 	if _, ok := c.Groups[name]; ok {
 		return nil
 	}

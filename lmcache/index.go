@@ -134,6 +134,21 @@ func (ix *Index) Register(w WorkerID) {
 	in.requireLocked()
 }
 
+// Confirm tells that the worker is registered after all, and keeps what it
+// reported: a sign of life stands in for a registration that was lost.
+func (ix *Index) Confirm(w WorkerID) {
+	ix.writing.Lock()
+	defer ix.writing.Unlock()
+	in, bit := ix.join(w)
+	if in == nil {
+		return
+	}
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	in.ranks[bit].registered = true
+	in.requireLocked()
+}
+
 // Deregister forgets the worker and all that it reported.
 func (ix *Index) Deregister(w WorkerID) {
 	ix.writing.Lock()

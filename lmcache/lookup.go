@@ -1,0 +1,307 @@
+package lmcache
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// Roster lists the LMCache instances that are registered.
+type Roster interface {
+	// Instances returns the list and a number that changes whenever the list
+	// does. It is safe for concurrent use and returns at once; nobody writes to
+	// the list afterwards.
+	Instances() (generation uint64, instances []Instance)
+}
+
+// Source is LMCache as a scoring.CacheIndex: it makes the chunk keys of a
+// prompt and looks them up in the Index, for each endpoint by its own
+// instance. It is safe for concurrent use.
+type Source struct {
+	// Set once by NewSource.
+	index  *Index
+	roster Roster
+	log    *slog.Logger
+	keys   keyGroups
+	shared bool
+
+	view atomic.Pointer[view]
+
+	mu sync.Mutex // serialises remapping; guards the following fields
+	// told has what was warned of, so that it is once; bounded by the endpoints
+	// and instances that there are.
+	told map[Unmapped]bool
+}
+
+// view is a Mapping and what it was made from.
+type view struct {
+	*Mapping
+	endpoints  []scoring.Endpoint
+	generation uint64
+}
+
+// NewSource makes a Source. The error says which chunk-key settings cannot be.
+func NewSource(cfg Config, index *Index, roster Roster, log *slog.Logger) (*Source, error) {
+	keys, err := newKeyGroups(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{index: index, roster: roster, log: log, keys: keys, shared: cfg.SharedCache, told: make(map[Unmapped]bool)}
+	s.view.Store(&view{Mapping: MapInstances(nil, nil)})
+	return s, nil
+}
+
+// SetEndpoints tells which endpoints there are, ready or not. The list must
+// not be written to afterwards.
+func (s *Source) SetEndpoints(endpoints []scoring.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remapLocked(endpoints)
+}
+
+// Mapping is which instance belongs to which endpoint now.
+func (s *Source) Mapping() *Mapping { return s.current().Mapping }
+
+// current is the view of now.
+func (s *Source) current() *view {
+	v := s.view.Load()
+	if generation, _ := s.roster.Instances(); generation == v.generation {
+		return v
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remapLocked(s.view.Load().endpoints)
+	return s.view.Load()
+}
+
+// remapLocked publishes a new view. Caller must hold mu.
+func (s *Source) remapLocked(endpoints []scoring.Endpoint) {
+	generation, instances := s.roster.Instances()
+	v := &view{MapInstances(endpoints, instances), endpoints, generation}
+	for _, e := range endpoints {
+		if s.keys.of(e, "") == nil {
+			v.Unmapped = append(v.Unmapped, Unmapped{Endpoint: e.Name, Reason: fmt.Sprintf("its key group %q is not among lmcache.groups", e.Cache.Group)})
+		}
+	}
+	s.view.Store(v)
+	told := make(map[Unmapped]bool, len(v.Unmapped))
+	for _, u := range v.Unmapped {
+		// Before the first instance registers there is nothing wrong.
+		if len(instances) == 0 {
+			break
+		}
+		told[u] = true
+		switch {
+		case s.told[u]:
+		case u.Instance != "":
+			s.log.Warn("LMCache instance belongs to no endpoint; what it reports does not count", "instance", u.Instance, "reason", u.Reason)
+		default:
+			s.log.Warn("endpoint has no LMCache instance; nothing counts as cached there", "endpoint", u.Endpoint, "reason", u.Reason)
+		}
+	}
+	s.told = told
+}
+
+// Match implements scoring.CacheIndex. An endpoint's row is nil where no
+// instance is mapped to it, where its instance has never been heard of, or
+// where it does not serve the prompt's model.
+func (s *Source) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scoring.Match {
+	rows := make([][]scoring.Match, len(endpoints))
+	work := lookups.Get().(*lookup)
+	defer lookups.Put(work)
+	for _, q := range work.ask(s, p, endpoints) {
+		for i := range p.Sequences {
+			tokens := q.hasher.comparable(p, i)
+			work.keys = q.hasher.Keys(work.keys[:0], tokens)
+			work.held = s.index.Match(work.held, work.keys, q.instances)
+			q.answer(rows, i, p, work.held, s.shared)
+		}
+	}
+	return rows
+}
+
+// comparable is the leading tokens of a sequence that a chunk can be compared
+// with. Past them the prompt goes on in a way that is not known, so what does
+// not fill a chunk there is not the prompt's tail.
+func (h *Hasher) comparable(p *scoring.Prompt, sequence int) []uint32 {
+	q := &p.Sequences[sequence]
+	if p.NoCache {
+		return nil
+	}
+	tokens := q.TokenIDs[:max(0, min(len(q.TokenIDs), int(q.Usable)))]
+	if len(tokens) < int(q.Length) {
+		tokens = tokens[:len(tokens)-len(tokens)%h.chunkSize]
+	}
+	return tokens
+}
+
+// question is what the endpoints of one group of key settings are asked.
+type question struct {
+	hasher *Hasher
+	// instances are asked; rows says which endpoint each answer is for.
+	instances []string
+	rows      []int
+	// others are the endpoints without an instance, for a shared cache.
+	others []int
+}
+
+// lookup is the working memory of one Match.
+type lookup struct {
+	questions []question
+	keys      []Key
+	held      []Held
+}
+
+var lookups = sync.Pool{New: func() any { return new(lookup) }}
+
+// ask puts the endpoints together that share key settings, so that the keys of
+// a prompt are made once for each.
+func (l *lookup) ask(s *Source, p *scoring.Prompt, endpoints []scoring.Endpoint) []question {
+	v := s.current()
+	l.questions = l.questions[:0]
+	for i, e := range endpoints {
+		// Reports carry no model: two models may have the same keys, and only
+		// the endpoint tells whose they are.
+		hasher := s.keys.of(e, p.Model)
+		if hasher == nil || !e.Serves(p.Model) {
+			continue
+		}
+		q := l.question(hasher)
+		if id := v.Instances[e.ID]; id != "" {
+			q.instances, q.rows = append(q.instances, id), append(q.rows, i)
+		} else {
+			q.others = append(q.others, i)
+		}
+	}
+	return l.questions
+}
+
+// question finds or adds the one for hasher.
+func (l *lookup) question(hasher *Hasher) *question {
+	for i := range l.questions {
+		if l.questions[i].hasher == hasher {
+			return &l.questions[i]
+		}
+	}
+	if len(l.questions) < cap(l.questions) {
+		l.questions = l.questions[:len(l.questions)+1]
+	} else {
+		l.questions = append(l.questions, question{})
+	}
+	q := &l.questions[len(l.questions)-1]
+	*q = question{hasher: hasher, instances: q.instances[:0], rows: q.rows[:0], others: q.others[:0]}
+	return q
+}
+
+// answer writes what is held of one sequence into the rows.
+func (q *question) answer(rows [][]scoring.Match, sequence int, p *scoring.Prompt, held []Held, shared bool) {
+	put := func(row int, m scoring.Match) {
+		if rows[row] == nil {
+			rows[row] = make([]scoring.Match, len(p.Sequences))
+		}
+		rows[row][sequence] = m
+	}
+	length := p.Sequences[sequence].Length
+	if !shared {
+		for i, h := range held {
+			if h.Known {
+				put(q.rows[i], q.hasher.match(h, length))
+			}
+		}
+		return
+	}
+	var best Held
+	for _, h := range held {
+		if h.Known && (!best.Known || h.Chunks > best.Chunks) {
+			best = h
+		}
+	}
+	if !best.Known {
+		return
+	}
+	m := q.hasher.match(best, length)
+	for _, row := range q.rows {
+		put(row, m)
+	}
+	for _, row := range q.others {
+		put(row, m)
+	}
+}
+
+// match counts in tokens what h counts in chunks; the last chunk may be a tail
+// that ends with the prompt.
+func (h *Hasher) match(held Held, length scoring.Tokens) scoring.Match {
+	var m scoring.Match
+	if held.Chunks == 0 {
+		return m
+	}
+	m.Spans = make([]scoring.Span, len(held.Runs))
+	for i, r := range held.Runs {
+		m.Spans[i] = scoring.Span{End: min(scoring.Tokens(r.End*h.chunkSize), length), Location: r.Location}
+	}
+	m.Cached = m.Spans[len(m.Spans)-1].End
+	return m
+}
+
+// keyGroups finds an endpoint's key settings. It is immutable.
+type keyGroups struct {
+	byDefault *Hasher
+	byName    map[string]*Hasher
+	byModel   map[string]*Hasher
+}
+
+func newKeyGroups(cfg Config) (keyGroups, error) {
+	g := keyGroups{byName: make(map[string]*Hasher), byModel: make(map[string]*Hasher)}
+	// Groups with the same settings share a Hasher, and so the keys.
+	hashers := make(map[scheme]*Hasher)
+	hasher := func(path string, group KeyGroup) (*Hasher, error) {
+		h, err := NewHasher(group)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if same := hashers[h.scheme]; same != nil {
+			return same, nil
+		}
+		hashers[h.scheme] = h
+		return h, nil
+	}
+	var faults []error
+	var err error
+	if g.byDefault, err = hasher("keys", cfg.Keys); err != nil {
+		faults = append(faults, err)
+	}
+	for name, group := range cfg.Groups {
+		if g.byName[name], err = hasher("groups."+name, group.Or(cfg.Keys)); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	for model, name := range cfg.Models {
+		if g.byModel[model] = g.byName[name]; g.byModel[model] == nil {
+			faults = append(faults, cfg.HasGroup(name))
+		}
+	}
+	return g, errors.Join(faults...)
+}
+
+// of is the settings of an endpoint: its own group's, else its model's, else
+// the default. Nil where its group is not known.
+func (g *keyGroups) of(e scoring.Endpoint, model string) *Hasher {
+	if e.Cache.Group != "" {
+		return g.byName[e.Cache.Group]
+	}
+	// The engine has one cache whatever name it is called by: its own name
+	// decides, then its aliases.
+	for _, name := range e.Models {
+		if h := g.byModel[name]; h != nil {
+			return h
+		}
+	}
+	if h := g.byModel[model]; h != nil && e.Models == nil {
+		return h
+	}
+	return g.byDefault
+}
