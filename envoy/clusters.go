@@ -1,0 +1,181 @@
+package envoy
+
+import (
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	leastv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
+	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
+	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+// clusters are the service, the pool of all engines, and where the route wants
+// it each engine alone.
+func (c Config) clusters() []*clusterv3.Cluster {
+	pool := c.engineCluster(clusterPool, c.Endpoints)
+	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{c.poolPolicy()}}
+	clusters := []*clusterv3.Cluster{c.serviceCluster(), pool}
+	if c.Route == RouteClusterHeader {
+		for _, e := range c.Endpoints {
+			clusters = append(clusters, c.engineCluster(e.cluster(), []Endpoint{e}))
+		}
+	}
+	return clusters
+}
+
+// serviceCluster is where ext_proc and access log go. The health check is what
+// lets Envoy fail open at once, and leave a service that drains in time.
+func (c Config) serviceCluster() *clusterv3.Cluster {
+	interval := durationpb.New(300 * time.Millisecond)
+	return &clusterv3.Cluster{
+		Name:                 clusterService,
+		ClusterDiscoveryType: discoveryType(c.Service),
+		ConnectTimeout:       durationpb.New(250 * time.Millisecond),
+		CircuitBreakers:      withoutLimits(),
+		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
+		HealthChecks: []*corev3.HealthCheck{{
+			Timeout: interval, Interval: interval, NoTrafficInterval: interval,
+			UnhealthyThreshold: wrapperspb.UInt32(1), HealthyThreshold: wrapperspb.UInt32(1),
+			HealthChecker: &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{
+				ServiceName: "envoy.service.ext_proc.v3.ExternalProcessor",
+			}},
+		}},
+		TypedExtensionProtocolOptions: protocolOptions(&upstreamv3.HttpProtocolOptions{
+			UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{
+				ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
+					ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+						Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+					},
+				},
+			},
+		}),
+		LoadAssignment: assignment(clusterService, lbEndpoint(c.Service)),
+	}
+}
+
+// engineCluster is a cluster of engines.
+func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Cluster {
+	var addresses []string
+	var members []*endpointv3.LbEndpoint
+	var sockets []*clusterv3.Cluster_TransportSocketMatch
+	for _, e := range endpoints {
+		member := lbEndpoint(e.Address)
+		if e.TLS {
+			member.Metadata = tlsMark(e.Address)
+			sockets = append(sockets, c.tlsSocket(e.Address))
+		}
+		addresses, members = append(addresses, e.Address), append(members, member)
+	}
+	return &clusterv3.Cluster{
+		Name:                   name,
+		ClusterDiscoveryType:   discoveryType(addresses...),
+		ConnectTimeout:         durationpb.New(time.Second),
+		CircuitBreakers:        withoutLimits(),
+		CommonLbConfig:         &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
+		TransportSocketMatches: sockets,
+		TypedExtensionProtocolOptions: protocolOptions(&upstreamv3.HttpProtocolOptions{
+			// Below the 5 seconds after which uvicorn closes idle connections,
+			// which resets the request that comes just then.
+			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(4 * time.Second)},
+			UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{
+				ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
+					ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
+						HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
+					},
+				},
+			},
+		}),
+		LoadAssignment: assignment(name, members...),
+	}
+}
+
+// poolPolicy obeys the choice; without one the engine with the fewest requests
+// of this Envoy is taken.
+func (c Config) poolPolicy() *clusterv3.LoadBalancingPolicy_Policy {
+	least := policy("envoy.load_balancing_policies.least_request", &leastv3.LeastRequest{})
+	if c.Route == RouteClusterHeader {
+		return least
+	}
+	return policy("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
+		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{Header: HeaderEndpoint}},
+		FallbackPolicy:      &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{least}},
+	})
+}
+
+func policy(name string, config proto.Message) *clusterv3.LoadBalancingPolicy_Policy {
+	return &clusterv3.LoadBalancingPolicy_Policy{TypedExtensionConfig: extension(name, config)}
+}
+
+// withoutLimits raises the circuit breakers: the defaults, 1024 requests and 3
+// retries at a time, answer 503 long before engines are full.
+func withoutLimits() *clusterv3.CircuitBreakers {
+	const unlimited = 1_000_000
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     wrapperspb.UInt32(unlimited),
+		MaxPendingRequests: wrapperspb.UInt32(unlimited),
+		MaxRequests:        wrapperspb.UInt32(unlimited),
+		MaxRetries:         wrapperspb.UInt32(unlimited),
+	}}}
+}
+
+// tlsMark joins an endpoint with its transport socket.
+func tlsMark(address string) *corev3.Metadata {
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		"envoy.transport_socket_match": tlsMatch(address),
+	}}
+}
+
+func tlsMatch(address string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{"https": structpb.NewStringValue(address)}}
+}
+
+// tlsSocket speaks https with one endpoint under its own name.
+func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatch {
+	host, _, _ := splitAddress(address) // validated
+	common := &tlsv3.CommonTlsContext{}
+	if !c.SkipVerify {
+		file := c.CAFile
+		if file == "" {
+			file = systemAuthorities
+		}
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{
+			ValidationContext: &tlsv3.CertificateValidationContext{
+				TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: file}},
+			},
+		}
+	}
+	return &clusterv3.Cluster_TransportSocketMatch{
+		Name:  address,
+		Match: tlsMatch(address),
+		TransportSocket: &corev3.TransportSocket{
+			Name: "envoy.transport_sockets.tls",
+			ConfigType: &corev3.TransportSocket_TypedConfig{
+				TypedConfig: pack(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: host, AutoSniSanValidation: !c.SkipVerify}),
+			},
+		},
+	}
+}
+
+func assignment(cluster string, members ...*endpointv3.LbEndpoint) *endpointv3.ClusterLoadAssignment {
+	return &endpointv3.ClusterLoadAssignment{
+		ClusterName: cluster,
+		Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: members}},
+	}
+}
+
+func protocolOptions(o *upstreamv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{httpProtocolOptions: pack(o)}
+}
+
+func previousHosts() *previousv3.PreviousHostsPredicate { return &previousv3.PreviousHostsPredicate{} }

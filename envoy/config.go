@@ -1,0 +1,124 @@
+package envoy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+)
+
+// Config is what a bootstrap is made of.
+type Config struct {
+	// Listen is the host:port that clients reach; Admin that of Envoy's admin
+	// interface, to be kept on loopback. Port 0 lets the system choose.
+	Listen, Admin string
+	// Service is where the service listens: host:port, or unix:/path.
+	Service string
+	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
+	// so that the client of too long a body gets the service's answer.
+	BodyLimit int
+	// Route says how Envoy is told the choice.
+	Route Route
+	// Endpoints are the engines, in any order.
+	Endpoints []Endpoint
+	// CAFile is a PEM file of the authorities that https endpoints are
+	// verified with; SkipVerify accepts any certificate.
+	CAFile     string
+	SkipVerify bool
+}
+
+// Endpoint is one engine as Envoy dials it.
+type Endpoint struct {
+	// Address is host:port. Names are resolved by Envoy.
+	Address string
+	// Cluster names the cluster of this endpoint alone, for RouteClusterHeader;
+	// empty: the address.
+	Cluster string
+	// TLS: the engine speaks https.
+	TLS bool
+}
+
+// Route is a way to tell Envoy the choice.
+type Route string
+
+// The ways.
+const (
+	// RouteOverrideHost: one cluster of all endpoints, whose balancer obeys
+	// the destination header and goes down its list when it retries.
+	RouteOverrideHost Route = "override-host"
+	// RouteClusterHeader: one cluster for each endpoint, named by a header.
+	// There is no retry on another endpoint.
+	RouteClusterHeader Route = "cluster-header"
+)
+
+// The names of the clusters that are not an endpoint's own.
+const (
+	clusterService = "firsttoken"
+	clusterPool    = "pool"
+)
+
+// systemAuthorities is where Debian and its relatives keep them.
+const systemAuthorities = "/etc/ssl/certs/ca-certificates.crt"
+
+// bodyLimitMargin keeps Envoy's own limit above the service's.
+const bodyLimitMargin = 1 << 20
+
+// cluster is the name of the endpoint's own cluster.
+func (e Endpoint) cluster() string {
+	if e.Cluster != "" {
+		return e.Cluster
+	}
+	return e.Address
+}
+
+// validate joins all faults.
+func (c Config) validate() error {
+	var faults []error
+	for _, a := range []struct{ name, value string }{{"listen", c.Listen}, {"admin", c.Admin}} {
+		if _, _, err := splitAddress(a.value); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", a.name, err))
+		}
+	}
+	if !strings.HasPrefix(c.Service, unixScheme) {
+		if _, _, err := splitAddress(c.Service); err != nil {
+			faults = append(faults, fmt.Errorf("service: %w", err))
+		}
+	}
+	if c.BodyLimit <= 0 {
+		faults = append(faults, fmt.Errorf("body limit: is %d; write the number of bytes that the service takes", c.BodyLimit))
+	}
+	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
+		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
+	}
+	if len(c.Endpoints) == 0 {
+		faults = append(faults, errors.New("endpoints: there is none; name at least one engine"))
+	}
+	clusters := map[string]string{clusterService: "the service itself", clusterPool: "the pool of all endpoints"}
+	for _, e := range c.Endpoints {
+		if _, _, err := splitAddress(e.Address); err != nil {
+			faults = append(faults, fmt.Errorf("endpoint: %w", err))
+		}
+		if c.Route != RouteClusterHeader {
+			continue
+		}
+		if other, ok := clusters[e.cluster()]; ok {
+			faults = append(faults, fmt.Errorf("endpoint %s: cluster %q is that of %s; write another", e.Address, e.cluster(), other))
+		}
+		clusters[e.cluster()] = e.Address
+	}
+	return errors.Join(faults...)
+}
+
+// splitAddress is net.SplitHostPort with the port as a number.
+func splitAddress(address string) (host string, port uint32, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q is no address (%w); write host:port", address, err)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q has no numeric port; write host:port", address)
+	}
+	return host, uint32(n), nil
+}

@@ -1,0 +1,97 @@
+package envoy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"testing"
+)
+
+// engine is an upstream that answers as vLLM does: the headers of a streamed
+// answer leave at once, the first chunk of the body when the first token is
+// there.
+type engine struct {
+	address string
+	// hold, when set, is called before the first token; the answer's headers
+	// have left by then.
+	hold func(r *http.Request)
+	// refuse, when set, is the status of every answer.
+	refuse int
+
+	server   *http.Server
+	requests atomic.Int64
+	bytes    atomic.Int64
+	// seen are the request headers that came.
+	seen chan http.Header
+	// cancelled gets a value for each request that the client gave up.
+	cancelled chan struct{}
+}
+
+// startEngine serves until the test ends.
+func startEngine(t *testing.T, change ...func(*engine)) *engine {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &engine{address: l.Addr().String(), seen: make(chan http.Header, 1<<16), cancelled: make(chan struct{}, 1<<16)}
+	for _, f := range change {
+		f(e)
+	}
+	e.server = &http.Server{Handler: e}
+	go func() { _ = e.server.Serve(l) }()
+	t.Cleanup(func() { _ = e.server.Close() })
+	return e
+}
+
+// deadEngine has an address that refuses connections.
+func deadEngine(t *testing.T) *engine {
+	e := startEngine(t)
+	_ = e.server.Close()
+	return e
+}
+
+func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.seen <- r.Header.Clone()
+	n, err := io.Copy(io.Discard, r.Body)
+	if err != nil {
+		return
+	}
+	e.requests.Add(1)
+	e.bytes.Add(n)
+	if e.refuse != 0 {
+		w.Header().Set("content-type", "application/json")
+		w.WriteHeader(e.refuse)
+		fmt.Fprintf(w, `{"error":{"message":"no","type":"BadRequestError","param":null,"code":%d}}`, e.refuse)
+		return
+	}
+	w.Header().Set("content-type", "text/event-stream; charset=utf-8")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	if e.hold != nil {
+		e.hold(r)
+	}
+	for i := range tokens {
+		if r.Context().Err() != nil {
+			e.cancelled <- struct{}{}
+			return
+		}
+		fmt.Fprintf(w, "data: {\"choices\":[{\"index\":0,\"text\":\"%d\"}]}\n\n", i)
+		_ = http.NewResponseController(w).Flush()
+	}
+	fmt.Fprint(w, "data: [DONE]\n\n")
+}
+
+// tokens is the length of every answer.
+const tokens = 5
+
+// answer is the whole body of a good answer.
+func answer() string {
+	var s string
+	for i := range tokens {
+		s += fmt.Sprintf("data: {\"choices\":[{\"index\":0,\"text\":\"%d\"}]}\n\n", i)
+	}
+	return s + "data: [DONE]\n\n"
+}
