@@ -1,0 +1,309 @@
+package lmcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/firsttoken/firsttoken/lmcache/zmq"
+)
+
+// Controller is what LMCache workers take for their controller. It listens on
+// three sockets, follows the protocol in a registry and keeps an Index of what
+// each worker reports.
+//
+// Two goroutines live in Run: one owns the sockets and answers within a
+// millisecond, one changes the Index, which may be slower. All methods are safe
+// for concurrent use.
+type Controller struct {
+	cfg     ControllerConfig
+	log     *slog.Logger
+	metrics *Metrics
+	index   *Index
+	queue   *changes
+
+	// The sockets belong to the goroutine of Run, before and after it to
+	// NewController and Close.
+	context                *zmq.Context
+	poller                 *zmq.Poller
+	pull, reply, heartbeat *zmq.Socket // heartbeat is nil where there is none
+	addresses              Addresses   // set once
+	close                  sync.Once
+
+	badLog throttle // owned by Run's goroutine
+
+	mu       sync.Mutex // guards registry; never held over I/O
+	registry *registry
+
+	// generation is the registry's, roster what Instances returned last.
+	generation atomic.Uint64
+	roster     atomic.Pointer[roster]
+}
+
+// Addresses are the "IP:port" that the sockets are bound to. Heartbeat is empty
+// where there is none.
+type Addresses struct{ Pull, Reply, Heartbeat string }
+
+// maxParts is how many messages are read from one socket before the others
+// have their turn.
+const maxParts = 64
+
+// NewController binds the sockets: from here on workers' messages wait for Run
+// and are not lost. It ends with Run, or with Close where Run is never called.
+func NewController(cfg ControllerConfig, index *Index, log *slog.Logger, metrics *Metrics) (*Controller, error) {
+	if err := cfg.Validate("controller"); err != nil {
+		return nil, err
+	}
+	c := &Controller{
+		cfg: cfg, log: log, metrics: metrics, index: index,
+		queue:    newChanges(queueKeys),
+		registry: newRegistry(log, cfg.WorkerTimeout, cfg.SilentAfter),
+	}
+	c.registry.emit = c.queue.push
+	c.registry.match = index.Match
+	if err := c.bind(); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("LMCache controller: %w", err)
+	}
+	c.registry.heartbeatURL = func(ip string) string {
+		if c.addresses.Heartbeat == "" {
+			return ""
+		}
+		url := cfg.advertise(c.addresses.Heartbeat, ip)
+		if url == "" {
+			log.Warn("no address of ours leads to this LMCache worker; it is told none for heartbeats: set advertise_heartbeat", "ip", ip)
+		}
+		return url
+	}
+	return c, nil
+}
+
+func (c *Controller) bind() error {
+	var err error
+	if c.context, err = zmq.NewContext(); err != nil {
+		return err
+	}
+	opts := zmq.Options{RecvHWM: c.cfg.ReceiveQueue, MaxPart: MaxMessage}
+	var sockets []*zmq.Socket
+	for _, s := range []struct {
+		name, address string
+		kind          zmq.Kind
+		socket        **zmq.Socket
+		bound         *string
+	}{
+		{"pull", c.cfg.Pull, zmq.Pull, &c.pull, &c.addresses.Pull},
+		{"reply", c.cfg.Reply, zmq.Router, &c.reply, &c.addresses.Reply},
+		{"heartbeat", c.cfg.Heartbeat, zmq.Router, &c.heartbeat, &c.addresses.Heartbeat},
+	} {
+		if s.address == "" {
+			continue
+		}
+		at, err := endpoint(s.address)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if *s.socket, err = c.context.Socket(s.kind, opts); err != nil {
+			return err
+		}
+		bound, err := (*s.socket).Bind(at)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		*s.bound = strings.TrimPrefix(bound, "tcp://")
+		sockets = append(sockets, *s.socket)
+	}
+	c.poller, err = c.context.NewPoller(sockets...)
+	return err
+}
+
+// Close closes the sockets of a controller that will never Run.
+func (c *Controller) Close() {
+	c.close.Do(func() {
+		if c.poller != nil {
+			_ = c.poller.Close()
+		}
+		for _, s := range []*zmq.Socket{c.pull, c.reply, c.heartbeat} {
+			if s != nil {
+				_ = s.Close()
+			}
+		}
+		if c.context != nil {
+			_ = c.context.Close()
+		}
+	})
+}
+
+// Addresses are where workers reach the controller.
+func (c *Controller) Addresses() Addresses { return c.addresses }
+
+// Run serves until ctx ends, then closes the sockets; it returns nil then. Call
+// it once.
+func (c *Controller) Run(ctx context.Context) error {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, c.poller.Wake)
+	defer stop()
+
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	writer.Go(func() { c.write(done) })
+
+	check := time.Now().Add(c.cfg.CheckInterval)
+	for ctx.Err() == nil {
+		ready, err := c.poller.Poll(max(0, time.Until(check)))
+		if err != nil {
+			return fmt.Errorf("LMCache controller: %w", err)
+		}
+		for _, s := range ready {
+			if err := c.drain(s); err != nil {
+				return fmt.Errorf("LMCache controller: %w", err)
+			}
+		}
+		if now := time.Now(); !now.Before(check) {
+			check = now.Add(c.cfg.CheckInterval)
+			c.check(now)
+		}
+	}
+	return nil
+}
+
+// write changes the Index until done.
+func (c *Controller) write(done <-chan struct{}) {
+	var batch []change
+	var scratch []Key
+	for {
+		select {
+		case <-done:
+			return
+		case <-c.queue.ready:
+		}
+		batch = c.queue.take(batch)
+		for _, change := range batch {
+			scratch = apply(c.index, change, scratch)
+			c.queue.done(change)
+		}
+	}
+}
+
+// drain takes in what waits on a socket, but not for so long that the others
+// starve.
+func (c *Controller) drain(s *zmq.Socket) error {
+	for parts := 0; parts < maxParts; {
+		frames, err := s.Recv()
+		if errors.Is(err, zmq.ErrAgain) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if s == c.pull {
+			// Each part is a message of its own; a bad one costs only itself.
+			for _, part := range frames {
+				c.take(part)
+			}
+		} else {
+			c.request(s, frames)
+		}
+		parts += max(1, len(frames))
+	}
+	return nil
+}
+
+// take handles a message that nobody waits for an answer to.
+func (c *Controller) take(part []byte) {
+	m, err := Decode(part)
+	if err != nil {
+		c.bad(err, "pull")
+		return
+	}
+	c.handle(m, false)
+}
+
+// request answers one message. REQ and DEALER clients look the same: the
+// message is the last frame, what is before it leads the answer back.
+func (c *Controller) request(s *zmq.Socket, frames [][]byte) {
+	last := len(frames) - 1
+	socket := "reply"
+	if s == c.heartbeat {
+		socket = "heartbeat"
+	}
+	m, err := Decode(frames[last])
+	var answer Message
+	switch {
+	case err != nil:
+		c.bad(err, socket)
+		answer = &ErrorMsg{Error: err.Error()}
+		if unknown, ok := errors.AsType[*UnknownTypeError](err); ok {
+			answer = unknownType(unknown.Class)
+		}
+	case s == c.heartbeat && m.Type() != "HeartbeatMsg":
+		c.metrics.message(m.Type())
+		answer = &ErrorMsg{Error: "Expected HeartbeatMsg, got " + m.Type()}
+	default:
+		answer = c.handle(m, true)
+	}
+	frames[last] = answer.Append(nil)
+	if err := s.Send(frames...); err != nil {
+		c.metrics.unanswered.Inc()
+		c.log.Debug("answer not sent", "type", answer.Type(), "error", err)
+	}
+}
+
+func (c *Controller) handle(m Message, answers bool) Message {
+	now := time.Now()
+	c.metrics.message(m.Type())
+	c.metrics.lastMessage.Store(now.UnixNano())
+	c.mu.Lock()
+	defer c.unlock()
+	return c.registry.handle(now, m, answers)
+}
+
+// unlock lets go of mu after the registry may have changed.
+func (c *Controller) unlock() {
+	c.generation.Store(c.registry.generation)
+	c.mu.Unlock()
+}
+
+// bad counts a message that could not be read.
+func (c *Controller) bad(err error, socket string) {
+	c.metrics.bad.WithLabelValues(socket).Inc()
+	if c.badLog.allow(time.Now()) {
+		c.log.Warn("a message could not be read; it is skipped", "socket", socket, "error", err)
+	}
+}
+
+// check runs every CheckInterval.
+func (c *Controller) check(now time.Time) {
+	c.mu.Lock()
+	c.registry.check(now)
+	counts, workers := c.registry.counts.clone(), len(c.registry.workers)
+	c.unlock()
+	c.metrics.update(counts, workers, c.queue.depth(), c.index.Stats())
+}
+
+// DropInstance forgets an instance and all its keys: its endpoint was removed.
+// What its workers report afterwards counts anew.
+func (c *Controller) DropInstance(name string) {
+	c.mu.Lock()
+	defer c.unlock()
+	c.registry.dropInstance(time.Now(), name, droppedEndpoint)
+}
+
+// throttle lets one log line through in logPeriod. Not safe for concurrent use.
+type throttle struct{ next time.Time }
+
+const logPeriod = 10 * time.Second
+
+func (t *throttle) allow(now time.Time) bool {
+	if now.Before(t.next) {
+		return false
+	}
+	t.next = now.Add(logPeriod)
+	return true
+}
