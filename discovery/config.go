@@ -52,7 +52,7 @@ type TLSConfig struct {
 type Entry struct {
 	// Name labels logs and metrics; empty: host:port of the address.
 	Name string `yaml:"name"`
-	// Address of the engine: host:port, http://host:port or https://host:port.
+	// Address is where the engine listens: host:port, http://host:port or https://host:port.
 	Address string `yaml:"address"`
 	// Models are the names that the engine serves, its own first, then
 	// aliases; empty: the engine is asked (/v1/models).

@@ -144,6 +144,22 @@ func (w *Watcher) Status() []Status {
 	return list
 }
 
+// URL is the base URL of an endpoint, such as http://10.0.0.1:8000, for other
+// calls of our own; ok is false where the endpoint is gone. An https endpoint
+// is named as the operator did, since its certificate is made out to the name.
+func (w *Watcher) URL(id scoring.EndpointID) (base string, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.roster.member(id)
+	if m == nil {
+		return "", false
+	}
+	if t := w.roster.targets[m.entry]; t.scheme == "https" {
+		return "https://" + t.hostPort(), true
+	}
+	return "http://" + m.address.String(), true
+}
+
 // retryResolve is the pause after a name could not be resolved: at start the
 // DNS often knows the engines a moment later than we do.
 const retryResolve = 2 * time.Second

@@ -15,6 +15,8 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A second signal is not caught any more and ends the process at once.
+	context.AfterFunc(ctx, stop)
 	if err := newRootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "firsttoken:", err)
 		os.Exit(1)
@@ -28,9 +30,12 @@ func newRootCommand() *cobra.Command {
 		Short:         "Send every LLM request to the engine that will give its first token soonest",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Version:       version(),
 	}
 	root.AddCommand(
+		newCheckCommand(),
 		newKeysCommand(),
+		newServeCommand(),
 	)
 	return root
 }

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// admin serves what people and Prometheus look at, on a port of its own.
+type admin struct {
+	registry *prometheus.Registry
+	journal  *journal
+	status   func() status
+	log      *slog.Logger
+}
+
+func (a *admin) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{
+		Registry: a.registry,
+		// A part that cannot be read must not hide all others.
+		ErrorHandling: promhttp.ContinueOnError,
+		ErrorLog:      slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /status", a.serveStatus)
+	mux.HandleFunc("GET /decisions", a.serveDecisions)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /healthz /debug/pprof/\n"))
+	})
+	return mux
+}
+
+func (a *admin) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(a.status()); err != nil {
+		a.log.Debug("cannot write status", "error", err)
+	}
+}
+
+// serveDecisions answers with {"decisions": […]}, the newest first, or, with
+// ?id=, with that one decision.
+func (a *admin) serveDecisions(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if !r.URL.Query().Has("id") {
+		a.writeDecisions(w)
+		return
+	}
+	id := r.URL.Query().Get("id")
+	record := a.journal.find(id)
+	if record == nil {
+		w.WriteHeader(http.StatusNotFound)
+		_ = json.NewEncoder(w).Encode(map[string]string{
+			"error": fmt.Sprintf("no decision %q among the last %d", id, journalSize),
+		})
+		return
+	}
+	text, err := asJSON(record)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	_, _ = w.Write(append(text, '\n'))
+}
+
+func (a *admin) writeDecisions(w http.ResponseWriter) {
+	list := []json.RawMessage{}
+	for _, record := range a.journal.last() {
+		text, err := asJSON(record)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		list = append(list, text)
+	}
+	if err := json.NewEncoder(w).Encode(map[string]any{"decisions": list}); err != nil {
+		a.log.Debug("cannot write decisions", "error", err)
+	}
+}
+
+// asJSON is a record with the field names of its .proto; numbers that are zero
+// are there too.
+func asJSON(m proto.Message) ([]byte, error) {
+	return protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+}
+
+// run serves on l until ctx ends, then waits for answers under way, but not
+// for long: a profile may take half a minute. It closes l.
+func (a *admin) run(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler:           a.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		// Longer than the longest profile that is reasonable to ask for.
+		WriteTimeout: 2 * time.Minute,
+		IdleTimeout:  time.Minute,
+		ErrorLog:     slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if server.Shutdown(grace) != nil {
+			_ = server.Close()
+		}
+	})
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("admin on %s: %w", l.Addr(), err)
+	}
+	<-stopped
+	return nil
+}

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// config is the service's whole configuration: one section for each part, as
+// the part defines it. Sections that a file leaves out hold their defaults.
+type config struct {
+	// Log sets what is logged, on standard error.
+	Log logConfig `yaml:"log"`
+	// Server is what Envoy talks to: ext_proc, access log and health.
+	Server extproc.Config `yaml:"server"`
+	// Admin is what people and Prometheus look at.
+	Admin adminConfig `yaml:"admin"`
+	// Scoring sets how endpoints are chosen.
+	Scoring scoring.Config `yaml:"scoring"`
+	// Prompt sets how requests become tokens.
+	Prompt prompt.Config `yaml:"prompt"`
+	// Endpoints are the engines.
+	Endpoints []discovery.Entry `yaml:"endpoints"`
+	// Discovery sets how the endpoints are watched.
+	Discovery discovery.Config `yaml:"discovery"`
+	// LMCache sets how what LMCache reports becomes cached prefixes.
+	LMCache lmcache.Config `yaml:"lmcache"`
+}
+
+func defaultConfig() config {
+	return config{
+		Log:       logConfig{Level: "info", Format: "json"},
+		Server:    extproc.DefaultConfig(),
+		Admin:     adminConfig{Listen: "127.0.0.1:9090"},
+		Scoring:   scoring.DefaultConfig(),
+		Prompt:    prompt.DefaultConfig(),
+		Discovery: discovery.DefaultConfig(),
+		LMCache:   lmcache.DefaultConfig(),
+	}
+}
+
+// validate joins all faults of all sections, each beginning with its path.
+func (c config) validate() error {
+	faults := []error{
+		c.Log.Validate("log"),
+		c.Server.Validate("server"),
+		c.Admin.Validate("admin"),
+		c.Scoring.Validate("scoring"),
+		c.Prompt.Validate("prompt"),
+		discovery.ValidateEntries("endpoints", c.Endpoints),
+		c.Discovery.Validate("discovery"),
+		c.LMCache.Validate("lmcache"),
+	}
+	for i, e := range c.Endpoints {
+		if _, ok := c.LMCache.Groups[e.LMCache.Group]; !ok && e.LMCache.Group != "" {
+			faults = append(faults, fmt.Errorf("endpoints[%d].lmcache.group: %q is not among lmcache.groups: %q",
+				i, e.LMCache.Group, slices.Sorted(maps.Keys(c.LMCache.Groups))))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// logConfig sets what is logged, on standard error.
+type logConfig struct {
+	// Level is the least level that is logged: debug, info, warn or error.
+	Level string `yaml:"level"`
+	// Format is json (one object a line) or text.
+	Format string `yaml:"format"`
+}
+
+// Validate joins all faults, each beginning with its path below path.
+func (c logConfig) Validate(path string) error {
+	var faults []error
+	if _, ok := logLevels[c.Level]; !ok {
+		faults = append(faults, fmt.Errorf("%s.level: unknown level %q; write debug, info, warn or error", path, c.Level))
+	}
+	if c.Format != "json" && c.Format != "text" {
+		faults = append(faults, fmt.Errorf("%s.format: unknown format %q; write json or text", path, c.Format))
+	}
+	return errors.Join(faults...)
+}
+
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+}
+
+// logger writes to w as a valid logConfig says.
+func (c logConfig) logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: logLevels[c.Level]}
+	if c.Format == "text" {
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+// adminConfig sets the port for people and Prometheus.
+type adminConfig struct {
+	// Listen is the address of /metrics, /status, /decisions, /healthz and
+	// /debug/pprof. Whoever reaches it sees the fleet and can profile the
+	// process: leave it on loopback, or keep strangers away from it.
+	Listen string `yaml:"listen"`
+}
+
+// Validate joins all faults, each beginning with its path below path.
+func (c adminConfig) Validate(path string) error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("%s.listen: %q is no address (%w); write host:port", path, c.Listen, err)
+	}
+	return nil
+}
+
+// configFlags are the flags of every command that needs the service's
+// configuration: the file, and what a quick start needs in place of one.
+type configFlags struct {
+	file string
+
+	logLevel, logFormat         string
+	listen, adminListen, policy string
+	backends, lmcacheInstances  []string
+	model, tokenizer            string
+}
+
+func (f *configFlags) register(flags *pflag.FlagSet) {
+	d := defaultConfig()
+	flags.StringVar(&f.file, "config", "", "YAML `file` with the configuration; flags win over it")
+	flags.StringVar(&f.logLevel, "log-level", d.Log.Level, "least level to log: debug, info, warn or error")
+	flags.StringVar(&f.logFormat, "log-format", d.Log.Format, "log as json or text, on standard error")
+	flags.StringVar(&f.listen, "listen", d.Server.Listen, "`address` for Envoy: host:port or unix:/path")
+	flags.StringVar(&f.adminListen, "admin-listen", d.Admin.Listen, "`address` of /metrics, /status and /decisions")
+	flags.StringVar(&f.policy, "policy", d.Scoring.Policy, "how to choose: "+strings.Join(scoring.PolicyIDs(), " or "))
+	flags.StringSliceVar(&f.backends, "backends", nil, "engines: host:port, http://host:port or https://host:port, with commas between (in place of endpoints in the file)")
+	flags.StringSliceVar(&f.lmcacheInstances, "lmcache-instances", nil, "LMCache instance `ids` of the backends, as many and in the same order")
+	flags.StringVar(&f.model, "model", "", "`name` of the model that the backends serve and --tokenizer belongs to")
+	flags.StringVar(&f.tokenizer, "tokenizer", "", "`folder` with the model's tokenizer.json, tokenizer_config.json and chat template")
+}
+
+// load reads the file, where one is named, lets the flags that were given win
+// over it and returns the configuration with every fault of it joined.
+func (f *configFlags) load(flags *pflag.FlagSet) (config, error) {
+	cfg := defaultConfig()
+	var faults []error
+	if f.file != "" {
+		text, err := os.ReadFile(f.file)
+		if err != nil {
+			return cfg, fmt.Errorf("--config: %w", err)
+		}
+		if faults, err = decodeYAML(text, &cfg); err != nil {
+			return cfg, fmt.Errorf("%s:\n%w", f.file, err)
+		}
+		cfg.resolvePaths(filepath.Dir(f.file))
+	}
+	faults = append(faults, f.apply(flags, &cfg)...)
+	if len(cfg.Endpoints) == 0 && !slices.ContainsFunc(faults, func(err error) bool { return strings.HasPrefix(err.Error(), "endpoints") }) {
+		faults = append(faults, errors.New("endpoints: is empty; list at least one engine, or give --backends host:port"))
+	}
+	if err := cfg.validate(); err != nil {
+		faults = append(faults, err)
+	}
+	if err := errors.Join(faults...); err != nil {
+		if f.file != "" {
+			return cfg, fmt.Errorf("%s:\n%w", f.file, err)
+		}
+		return cfg, err
+	}
+	return cfg, nil
+}
+
+// apply writes the flags that were given into cfg and returns what is wrong
+// with them. Lists are never merged: what both name is a fault.
+func (f *configFlags) apply(flags *pflag.FlagSet, cfg *config) []error {
+	for name, set := range map[string]func(){
+		"log-level":    func() { cfg.Log.Level = f.logLevel },
+		"log-format":   func() { cfg.Log.Format = f.logFormat },
+		"listen":       func() { cfg.Server.Listen = f.listen },
+		"admin-listen": func() { cfg.Admin.Listen = f.adminListen },
+		"policy":       func() { cfg.Scoring.Policy = f.policy },
+	} {
+		if flags.Changed(name) {
+			set()
+		}
+	}
+	var faults []error
+	if flags.Changed("backends") {
+		if len(cfg.Endpoints) > 0 {
+			faults = append(faults, errors.New("--backends: the file lists endpoints too; write them in one place"))
+		}
+		cfg.Endpoints = f.endpoints()
+	}
+	if flags.Changed("lmcache-instances") {
+		faults = append(faults, f.nameInstances(flags, cfg)...)
+	}
+	return append(faults, f.nameModel(flags, cfg)...)
+}
+
+func (f *configFlags) endpoints() []discovery.Entry {
+	var entries []discovery.Entry
+	for _, address := range f.backends {
+		entries = append(entries, discovery.Entry{Address: strings.TrimSpace(address)})
+	}
+	return entries
+}
+
+// nameInstances gives each backend its LMCache instance.
+func (f *configFlags) nameInstances(flags *pflag.FlagSet, cfg *config) []error {
+	if !flags.Changed("backends") {
+		return []error{errors.New("--lmcache-instances: names the instances of --backends, which is not given; in a file write endpoints[].lmcache.instance")}
+	}
+	if len(f.lmcacheInstances) != len(f.backends) {
+		return []error{fmt.Errorf("--lmcache-instances: has %d ids for %d backends; give one for each, in the same order", len(f.lmcacheInstances), len(f.backends))}
+	}
+	var faults []error
+	for i, id := range f.lmcacheInstances {
+		if cfg.Endpoints[i].LMCache.Instance = strings.TrimSpace(id); cfg.Endpoints[i].LMCache.Instance == "" {
+			faults = append(faults, fmt.Errorf("--lmcache-instances: the id of backend %s is empty", f.backends[i]))
+		}
+	}
+	return faults
+}
+
+// nameModel makes the one model of a quick start.
+func (f *configFlags) nameModel(flags *pflag.FlagSet, cfg *config) []error {
+	model, tokenizer := flags.Changed("model"), flags.Changed("tokenizer")
+	switch {
+	case !model && !tokenizer:
+		return nil
+	case !model:
+		return []error{errors.New("--tokenizer: give --model too, the name that clients ask for")}
+	case len(cfg.Prompt.Models) > 0:
+		return []error{errors.New("--model: the file lists prompt.models too; write them in one place")}
+	case f.model == "":
+		return []error{errors.New("--model: is empty; write the name that clients ask for")}
+	}
+	// The backends are still asked which models they serve: they know their
+	// adapters, and a request for one must not be refused.
+	cfg.Prompt.Models = []prompt.ModelConfig{{Name: f.model, Tokenizer: f.tokenizer}}
+	return nil
+}
+
+// resolvePaths makes paths of the file relative to the file's folder, so that
+// the service can be started from anywhere.
+func (c *config) resolvePaths(dir string) {
+	resolve := func(path *string) {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	resolve(&c.Discovery.TLS.CAFile)
+	for i := range c.Prompt.Models {
+		resolve(&c.Prompt.Models[i].Tokenizer)
+		resolve(&c.Prompt.Models[i].ChatTemplate)
+	}
+}
+
+// summary is what a good configuration means, for people.
+func (c config) summary() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ok: %s, policy %s, Envoy at %s, admin at %s\n",
+		plural(len(c.Endpoints), "endpoint"), c.Scoring.Policy, c.Server.Listen, c.Admin.Listen)
+	for _, e := range c.Endpoints {
+		fmt.Fprintf(&b, "endpoint %s", e.Address)
+		if e.Name != "" {
+			fmt.Fprintf(&b, " (%s)", e.Name)
+		}
+		if len(e.Models) > 0 {
+			fmt.Fprintf(&b, ", serves %s", strings.Join(e.Models, ", "))
+		}
+		if e.LMCache.Instance != "" {
+			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
+		}
+		b.WriteByte('\n')
+	}
+	for _, m := range c.Prompt.Models {
+		where := "the engines are asked for its tokens"
+		if m.Tokenizer != "" {
+			where = "tokenizer in " + m.Tokenizer
+		}
+		fmt.Fprintf(&b, "model %s, %s\n", m.Name, where)
+	}
+	return b.String()
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// journal keeps the last decisions and what became of them, for /decisions. It
+// is an extproc.Observer, safe for concurrent use.
+//
+// A record holds numbers only: keeping the decisions themselves would keep
+// their token ids, which for a thousand long prompts are hundreds of megabytes.
+type journal struct {
+	alternates int // addresses told to Envoy after the choice; set once
+
+	mu sync.Mutex // guards the following fields
+	// ring has the records in order of decision, the oldest at next once it is
+	// full. Its length is what bounds the journal.
+	ring []*firsttokenv1.Decision
+	next int
+	// byID has exactly the records of ring.
+	byID map[string]*firsttokenv1.Decision
+}
+
+// journalSize is how many decisions /decisions looks back: enough to find a
+// request of the last minutes on a busy service, a few megabytes at most for
+// a hundred endpoints.
+const journalSize = 1000
+
+func newJournal(size, alternates int) *journal {
+	return &journal{
+		alternates: alternates,
+		ring:       make([]*firsttokenv1.Decision, 0, size),
+		byID:       make(map[string]*firsttokenv1.Decision, size),
+	}
+}
+
+// Decided records a decision in place of the oldest one.
+func (j *journal) Decided(d *scoring.Decision) {
+	record := j.record(d)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.ring) < cap(j.ring) {
+		j.ring = append(j.ring, record)
+	} else {
+		delete(j.byID, j.ring[j.next].GetId())
+		j.ring[j.next] = record
+		j.next = (j.next + 1) % len(j.ring)
+	}
+	j.byID[record.GetId()] = record
+}
+
+// FirstToken completes a record that is still there.
+func (j *journal) FirstToken(d *scoring.Decision, ttft time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if record := j.byID[d.ID]; record != nil {
+		record.TtftSeconds = proto.Float64(ttft.Seconds())
+	}
+}
+
+// Ended completes a record that is still there. served is the address that
+// answered, empty where it is not known.
+func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	record := j.byID[d.ID]
+	if record == nil {
+		return
+	}
+	record.Outcome = proto.String(string(outcome))
+	record.Ended = timestamppb.Now()
+	if served == "" {
+		return
+	}
+	record.ServedAddress = proto.String(served)
+	for _, c := range record.GetCandidates() {
+		if c.GetAddress() == served {
+			record.ServedEndpoint = proto.String(c.GetEndpoint())
+		}
+	}
+}
+
+// last are the records, the newest first, in copies that nothing changes.
+func (j *journal) last() []*firsttokenv1.Decision {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	records := make([]*firsttokenv1.Decision, 0, len(j.ring))
+	for i := range j.ring {
+		// next is the oldest one, so the newest is just before it.
+		at := (j.next - 1 - i + 2*len(j.ring)) % len(j.ring)
+		records = append(records, proto.CloneOf(j.ring[at]))
+	}
+	return records
+}
+
+// find is a copy of one record; nil where it is unknown or too old.
+func (j *journal) find(id string) *firsttokenv1.Decision {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if record := j.byID[id]; record != nil {
+		return proto.CloneOf(record)
+	}
+	return nil
+}
+
+func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
+	r := &firsttokenv1.Decision{
+		Id:           d.ID,
+		Time:         timestamppb.New(d.Time),
+		Model:        d.Model,
+		Policy:       d.Policy,
+		Reason:       string(d.Reason),
+		PromptTokens: count32(d.Prompt.Length()),
+		TokenSource:  string(d.Prompt.Source),
+		Candidates:   make([]*firsttokenv1.Candidate, len(d.Candidates)),
+	}
+	for i := range d.Candidates {
+		c := &d.Candidates[i]
+		r.Candidates[i] = &firsttokenv1.Candidate{
+			Endpoint:        c.Endpoint.Name,
+			Address:         c.Endpoint.Address,
+			Work:            float64(c.Work),
+			QueuedWork:      float64(c.Queued),
+			Waiting:         count32(c.Waiting),
+			Decoding:        count32(c.Decoding),
+			EstimateSeconds: c.Estimate.Seconds(),
+		}
+		if c.Known {
+			r.Candidates[i].CachedTokens = proto.Uint32(count32(c.Cached))
+		}
+		if i > 0 && i <= j.alternates {
+			r.Alternates = append(r.Alternates, c.Endpoint.Address)
+		}
+	}
+	return r
+}
+
+// count32 is n as the record holds it. Counts are never negative, and far
+// below the limit: a body of 1 GiB has fewer tokens.
+func count32[T ~int](n T) uint32 { return uint32(min(max(0, n), 1<<32-1)) }

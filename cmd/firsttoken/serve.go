@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// newServeCommand makes "firsttoken serve": the service itself.
+func newServeCommand() *cobra.Command {
+	var flags configFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve Envoy's questions where to send each request",
+		Long: "Serve answers Envoy's external processing filter with the endpoint that will give\n" +
+			"the first token soonest. It prints the addresses it is bound to as one line of\n" +
+			"JSON, logs on standard error, and drains on SIGTERM; a second signal ends it at once.",
+		Example: "  firsttoken serve --backends 10.0.0.1:8000,10.0.0.2:8000 --model qwen --tokenizer ./qwen\n" +
+			"  firsttoken serve --config firsttoken.yml",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.load(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			s, err := newService(cmd.Context(), cfg, cfg.Log.logger(cmd.ErrOrStderr()))
+			if err != nil {
+				return err
+			}
+			return s.run(cmd.Context(), cmd.OutOrStdout())
+		},
+	}
+	flags.register(cmd.Flags())
+	return cmd
+}
+
+// service is everything that serve wires together. Its parts know each other
+// only through what newService hands them.
+type service struct {
+	cfg     config
+	log     *slog.Logger
+	started time.Time
+
+	picker  *scoring.Picker
+	encoder *prompt.Encoder
+	watcher *discovery.Watcher
+	server  *extproc.Server
+	admin   *admin
+
+	adminListener, serverListener net.Listener
+}
+
+// apiKeyVariable is the environment variable whose value we send to engines as
+// bearer token on our own calls, as vLLM itself reads it.
+const apiKeyVariable = "VLLM_API_KEY"
+
+// newService binds every socket and makes every part, and starts none. Sockets
+// that others wait for come first, slow things last.
+func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, err error) {
+	s := &service{cfg: cfg, log: log, started: time.Now()}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.adminListener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Admin.Listen); err != nil {
+		return nil, fmt.Errorf("admin.listen: %w", err)
+	}
+	if s.serverListener, err = extproc.Listen(ctx, cfg.Server.Listen); err != nil {
+		return nil, fmt.Errorf("server.listen: %w", err)
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng); err != nil {
+		return nil, err
+	}
+	registry.MustRegister(newLedgerCollector(s.picker))
+
+	apiKey := os.Getenv(apiKeyVariable)
+	s.watcher, err = discovery.New(cfg.Discovery, cfg.Endpoints, apiKey, log, discovery.NewMetrics(registry), s.picker.SetEndpoints)
+	if err != nil {
+		return nil, err
+	}
+	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{
+		Log:      log,
+		Metrics:  prompt.NewMetrics(registry),
+		Endpoint: s.renderer,
+		APIKey:   apiKey,
+	})
+	if err != nil {
+		return nil, err
+	}
+	journal := newJournal(journalSize, cfg.Server.Fallbacks)
+	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
+		Picker:   s.picker,
+		Encoder:  s.encoder,
+		Metrics:  extproc.NewMetrics(registry),
+		Log:      log,
+		Observer: journal,
+		Probe:    s.watcher.ProbeNow,
+	})
+	s.admin = &admin{registry: registry, journal: journal, status: s.status, log: log}
+	return s, nil
+}
+
+// renderer is the base URL of a ready engine that serves model.
+func (s *service) renderer(model string) (string, bool) {
+	var ready []scoring.Endpoint
+	for _, e := range s.picker.Endpoints() {
+		if e.Ready && e.Serves(model) {
+			ready = append(ready, e)
+		}
+	}
+	if len(ready) == 0 {
+		return "", false
+	}
+	return s.watcher.URL(ready[rand.IntN(len(ready))].ID) //nolint:gosec // It spreads load.
+}
+
+// bound is the line that serve prints when its sockets are bound.
+type bound struct {
+	Listen string `json:"listen"`
+	Admin  string `json:"admin"`
+}
+
+// run serves until ctx ends, drains and returns nil, or until a part fails. It
+// prints the bound addresses to out first.
+func (s *service) run(ctx context.Context, out io.Writer) error {
+	defer s.close()
+	if err := json.NewEncoder(out).Encode(s.bound()); err != nil {
+		return fmt.Errorf("print the bound addresses: %w", err)
+	}
+
+	// Everything else must outlive the server: streams that drain still need
+	// decisions, bookings and an admin port to look at.
+	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	beside, stop := context.WithCancel(failed)
+	defer stop()
+	serving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(failed, cancel)()
+
+	group.Go(func() error { return s.watcher.Run(beside) })
+	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
+	group.Go(func() error { return s.expire(beside) })
+	group.Go(func() error {
+		select {
+		case <-s.watcher.Synced():
+			s.server.SetReady(true)
+			s.log.Info("ready", "endpoints", len(s.picker.Endpoints()))
+		case <-beside.Done():
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer stop()
+		return s.server.Run(serving, s.serverListener)
+	})
+	defer context.AfterFunc(ctx, func() { s.log.Info("draining", "timeout", s.cfg.Server.DrainTimeout) })()
+
+	s.log.Info("serving", "version", version(), "listen", s.bound().Listen, "admin", s.bound().Admin,
+		"policy", s.cfg.Scoring.Policy, "endpoints", len(s.cfg.Endpoints))
+	err := group.Wait()
+	s.log.Info("stopped")
+	return err
+}
+
+func (s *service) bound() bound {
+	return bound{Listen: s.serverListener.Addr().String(), Admin: s.adminListener.Addr().String()}
+}
+
+// expireInterval is how late a predicted first token may be noticed when no
+// request comes; each decision looks as well.
+const expireInterval = 100 * time.Millisecond
+
+// expire lets happen what happens in the ledger by time alone, until ctx ends.
+func (s *service) expire(ctx context.Context) error {
+	ticker := time.NewTicker(expireInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			for _, r := range s.picker.Expire(now) {
+				s.admin.journal.Ended(r.Decision(), scoring.OutcomeExpired, "")
+			}
+		}
+	}
+}
+
+// close frees what newService took; what has a life of its own is closed
+// already.
+func (s *service) close() {
+	for _, l := range []net.Listener{s.adminListener, s.serverListener} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	if s.encoder != nil {
+		s.encoder.Close()
+	}
+}

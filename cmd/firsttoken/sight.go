@@ -1,0 +1,67 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// ledgerCollector shows the picker's account at each scrape. Nothing is kept
+// between scrapes, so the series of an endpoint that is gone are gone too.
+type ledgerCollector struct {
+	picker *scoring.Picker
+
+	queued, work, waiting, decoding *prometheus.Desc
+	open, expired, predicted, moved *prometheus.Desc
+	pace                            *prometheus.Desc
+}
+
+func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("firsttoken_"+name, help, labels, nil)
+	}
+	return &ledgerCollector{
+		picker:    picker,
+		queued:    desc("endpoint_queued_seconds", "Estimated time of the prefill work sent to the endpoint and not yet seen finished.", "endpoint"),
+		work:      desc("endpoint_queued_work", "That work itself; one unit is one token attending to one position.", "endpoint"),
+		waiting:   desc("endpoint_waiting_requests", "Requests sent to the endpoint whose first token was not seen yet.", "endpoint"),
+		decoding:  desc("endpoint_decoding_requests", "Requests at the endpoint past their first token.", "endpoint"),
+		open:      desc("bookings_open", "Bookings that have not ended."),
+		expired:   desc("bookings_expired_total", "Bookings that ended by age because nothing more was heard; queued: before their first token, which is a leak somewhere.", "state"),
+		predicted: desc("bookings_predicted_total", "Requests that are not streamed and left the queue when their first token was predicted."),
+		moved:     desc("bookings_moved_total", "Bookings moved to the endpoint that served the request in place of the one chosen."),
+		pace:      desc("pool_seconds_per_work", "Learned time of one unit of work, by the pool's model.", "model"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.moved, c.pace} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	s := c.picker.Stats()
+	for _, e := range s.Endpoints {
+		gauge(c.queued, e.QueuedTime.Seconds(), e.Endpoint.Name)
+		gauge(c.work, float64(e.Queued), e.Endpoint.Name)
+		gauge(c.waiting, float64(e.Waiting), e.Endpoint.Name)
+		gauge(c.decoding, float64(e.Decoding), e.Endpoint.Name)
+	}
+	gauge(c.open, float64(s.Open))
+	counter(c.expired, s.Counts.ExpiredQueued, "queued")
+	counter(c.expired, s.Counts.ExpiredDecoding, "decoding")
+	counter(c.predicted, s.Counts.Predicted)
+	counter(c.moved, s.Counts.Moved)
+	for pool, seconds := range s.Paces {
+		gauge(c.pace, seconds, pool)
+	}
+}

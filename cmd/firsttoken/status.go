@@ -1,0 +1,88 @@
+package main
+
+import (
+	"time"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// status is the service at one moment, as /status shows it.
+type status struct {
+	Version string           `json:"version"`
+	Started time.Time        `json:"started"`
+	Policy  string           `json:"policy"`
+	Models  []modelStatus    `json:"models"`
+	Fleet   []endpointStatus `json:"endpoints"`
+	// OpenBookings are requests decided for and not ended.
+	OpenBookings int `json:"open_bookings"`
+	// SecondsPerWork is what was learned of each model's engines: the time of
+	// one token attending to one position.
+	SecondsPerWork map[string]float64 `json:"seconds_per_work"`
+}
+
+// modelStatus is one model whose prompts are tokenized.
+type modelStatus struct {
+	Name      string `json:"name"`
+	Tokenizer string `json:"tokenizer"`
+	Loaded    bool   `json:"loaded"`
+}
+
+// endpointStatus is one endpoint.
+type endpointStatus struct {
+	Name    string   `json:"name"`
+	Address string   `json:"address"`
+	Cluster string   `json:"cluster"`
+	Models  []string `json:"models"`
+	Ready   bool     `json:"ready"`
+	// Probed is when the last health probe ended; null before the first. Fault
+	// is why it failed.
+	Probed *time.Time `json:"probed"`
+	Fault  string     `json:"fault,omitempty"`
+	// QueuedSeconds estimates how long the queued prefill work takes.
+	QueuedSeconds float64 `json:"queued_seconds"`
+	QueuedWork    float64 `json:"queued_work"`
+	Waiting       int     `json:"waiting"`
+	Decoding      int     `json:"decoding"`
+}
+
+func (s *service) status() status {
+	ledger := s.picker.Stats()
+	owed := make(map[scoring.EndpointID]scoring.EndpointStats, len(ledger.Endpoints))
+	for _, e := range ledger.Endpoints {
+		owed[e.Endpoint.ID] = e
+	}
+	view := status{
+		Version:        version(),
+		Started:        s.started,
+		Policy:         s.cfg.Scoring.Policy,
+		Models:         []modelStatus{},
+		Fleet:          []endpointStatus{},
+		OpenBookings:   ledger.Open,
+		SecondsPerWork: ledger.Paces,
+	}
+	for _, m := range s.cfg.Prompt.Models {
+		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil})
+	}
+	for _, e := range s.watcher.Status() {
+		o := owed[e.Endpoint.ID]
+		row := endpointStatus{
+			Name:          e.Endpoint.Name,
+			Address:       e.Endpoint.Address,
+			Cluster:       e.Endpoint.Cluster,
+			Models:        e.Endpoint.Models,
+			Ready:         e.Endpoint.Ready,
+			QueuedSeconds: o.QueuedTime.Seconds(),
+			QueuedWork:    float64(o.Queued),
+			Waiting:       o.Waiting,
+			Decoding:      o.Decoding,
+		}
+		if !e.Probed.IsZero() {
+			row.Probed = &e.Probed
+		}
+		if e.Fault != nil {
+			row.Fault = e.Fault.Error()
+		}
+		view.Fleet = append(view.Fleet, row)
+	}
+	return view
+}
