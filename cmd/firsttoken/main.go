@@ -34,6 +34,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		newCheckCommand(),
+		newDemoCommand(),
 		newKeysCommand(),
 		newServeCommand(),
 	)

@@ -1,0 +1,10 @@
+//go:build unix && !linux
+
+package demo
+
+import "syscall"
+
+// childAttr puts a child into its own process group.
+func childAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true}
+}

@@ -1,0 +1,182 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Options say what is run and where the report goes.
+type Options struct {
+	// Program is the firsttoken binary, Envoy Envoy's, Tokenizer the folder of
+	// the tokenizer that engines and service use.
+	Program, Envoy, Tokenizer string
+	// Keep leaves the last policy's processes up until the context ends.
+	Keep bool
+	// Out gets the report. On a Terminal a line of progress is rewritten below
+	// it.
+	Out      io.Writer
+	Terminal bool
+}
+
+// The policies, in order; each one's mean is compared with the first one's.
+const (
+	basePolicy = "roundrobin"
+	ourPolicy  = "trapezoid"
+)
+
+// target is what the mean time to first token of ourPolicy may be, as a part of
+// basePolicy's, for the demo to count as a success.
+const target = 0.7
+
+// Time limits: what takes longer hangs. Loading the tokenizer takes longest of
+// the start.
+const (
+	startLimit  = time.Minute
+	policyLimit = 3 * time.Minute
+)
+
+// seed of the workload: any one would do, but a run must be repeatable.
+const seed = 1
+
+// ErrMissedTarget says that everything worked, but ourPolicy was not enough
+// faster than basePolicy.
+var ErrMissedTarget = errors.New("the mean time to first token is above its target")
+
+// Run plays the demo. When it returns, every process it started is gone. The
+// error is ErrMissedTarget, or says what failed, or is the context's.
+func Run(ctx context.Context, o Options) error {
+	p := &printer{out: o.Out, terminal: o.Terminal}
+	load := newWorkload(seed)
+	p.line("%d simulated engines, the service and Envoy on this machine; %d conversations of %d turns and a group of %d that asks about one document, once per policy.",
+		engines, len(load.chats), turns, 1+len(load.burst))
+	base, err := o.policy(ctx, basePolicy, load, p, nil)
+	if err != nil {
+		return err
+	}
+	var ours summary
+	_, err = o.policy(ctx, ourPolicy, load, p, func(s *stack, got summary) error {
+		ours = got
+		p.line("\n%s", table([]summary{base, ours}))
+		return o.hold(ctx, s, p)
+	})
+	if err != nil {
+		return err
+	}
+	if share := ours.relative(base); share > target {
+		return fmt.Errorf("%w: %s has %.2f of %s's, at most %.2f was expected", ErrMissedTarget, ourPolicy, share, basePolicy, target)
+	}
+	return nil
+}
+
+// policy plays the workload with fresh processes. after is called while they
+// are still up.
+func (o Options) policy(ctx context.Context, policy string, load workload, p *printer, after func(*stack, summary) error) (summary, error) {
+	dir, err := os.MkdirTemp("", "firsttoken-demo-")
+	if err != nil {
+		return summary{}, err
+	}
+	defer os.RemoveAll(dir)
+	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not ready after %s", startLimit))
+	defer cancel()
+	s, err := startStack(starting, o, policy, dir)
+	if err != nil {
+		return summary{}, fmt.Errorf("%s: %w", policy, err)
+	}
+	defer s.stop()
+
+	p.begin(policy, s.engines, load.size())
+	results, err := s.play(ctx, load, p)
+	p.end()
+	if err != nil {
+		return summary{}, fmt.Errorf("%s: %w", policy, err)
+	}
+	got := summarize(policy, results)
+	if after != nil {
+		err = after(s, got)
+	}
+	return got, err
+}
+
+// play sends the workload through Envoy and reports each request as it ends.
+// The first request that fails, or a child that dies, ends it.
+func (s *stack) play(ctx context.Context, load workload, p *printer) ([]result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, policyLimit, fmt.Errorf("the requests were not done after %s", policyLimit))
+	defer cancel()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	go func() { // ends with ctx, which ends with this call
+		select {
+		case err := <-s.children.died:
+			fail(err)
+		case <-ctx.Done():
+		}
+	}()
+
+	c := newClient(s.gateway, model, load.size())
+	defer c.close()
+	var mu sync.Mutex // guards results
+	var results []result
+	ask := func(ctx context.Context, name string, turn int, messages []message) (string, error) {
+		a, err := c.chat(ctx, messages, answerTokens)
+		if err != nil {
+			return "", err
+		}
+		d, err := s.decision(ctx, a.id)
+		if err != nil {
+			return "", err
+		}
+		r := result{name: name, turn: turn, answer: a, decision: d}
+		p.request(r)
+		mu.Lock()
+		defer mu.Unlock()
+		results = append(results, r)
+		return a.text, nil
+	}
+	err := load.play(ctx, ask)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause // a cut connection is only its consequence
+	}
+	return results, err
+}
+
+// play holds all conversations at once, then lets the group ask.
+func (l workload) play(ctx context.Context, ask asker) error {
+	if err := holdAll(ctx, l.chats, ask); err != nil {
+		return err
+	}
+	if err := l.first.hold(ctx, ask); err != nil {
+		return err
+	}
+	return holdAll(ctx, l.burst, ask)
+}
+
+func holdAll(ctx context.Context, all []conversation, ask asker) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, c := range all {
+		group.Go(func() error { return c.hold(ctx, ask) })
+	}
+	return group.Wait()
+}
+
+// hold says how to send a request by hand and, with Keep, waits for the end.
+func (o Options) hold(ctx context.Context, s *stack, p *printer) error {
+	curl := fmt.Sprintf(`curl -i %s/v1/chat/completions -H 'content-type: application/json' -d '{"model": "%s", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello!"}]}'`, s.gateway, model)
+	if !o.Keep {
+		p.line("Run it with --keep (make demo KEEP=1) and everything stays up; a request by hand is then\n  %s", curl)
+		return nil
+	}
+	p.line("Everything stays up until Ctrl-C. Try\n  %s\n  curl %s/decisions\n  curl %s/status", curl, s.admin, s.admin)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.children.died:
+		return err
+	}
+}
