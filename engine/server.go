@@ -1,0 +1,237 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/firsttoken/firsttoken/simulator"
+)
+
+// Version is the vLLM version whose answers are imitated.
+const Version = "0.33.0"
+
+// maxBody bounds a request's body in bytes.
+const maxBody = 64 << 20
+
+// Server is one simulated engine. It is safe for concurrent use.
+type Server struct {
+	cfg     Config // complete; set once in New
+	log     *slog.Logger
+	text    text
+	words   *lexicon
+	loop    *loop
+	metrics *metrics
+	routes  map[string]map[string]http.HandlerFunc // path, method
+	// fingerprint is what every answer of this process carries.
+	fingerprint string
+
+	// stop ends the loop and every request in progress; done is closed when the
+	// loop has ended.
+	ctx  context.Context
+	stop context.CancelFunc
+	wait sync.WaitGroup
+
+	mu      sync.Mutex // guards the following fields
+	faults  Faults
+	hung    chan struct{} // closed when Hang is lifted; nil where it never was
+	http    *http.Server  // nil while the port is closed
+	address string        // "ip:port"; empty before Start
+	closed  bool
+}
+
+// New makes an engine; Start opens its port. The error names every fault of cfg.
+// The caller closes the server, also when it was never started.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(""); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, text: byteText{}, fingerprint: fmt.Sprintf("vllm-%s-%08x", Version, rand.Uint32())}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.words = newLexicon(s.text.vocabulary())
+	s.metrics = newMetrics(&cfg)
+	sim := simulator.New(cfg.Profile, simulator.Options{BlockTokens: cfg.BlockTokens})
+	s.loop = newLoop(sim, cfg.TimeScale, s.metrics)
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.wait.Go(func() { s.loop.run(s.ctx) })
+	s.routes = s.table()
+	if err := s.SetFaults(cfg.Faults); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Start listens on address ("127.0.0.1:0") and serves in the background until
+// Close.
+func (s *Server) Start(address string) error {
+	l, err := net.Listen("tcp", address) //nolint:noctx // listening does not block
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	s.serve(l)
+	return nil
+}
+
+// Serve serves on l until ctx ends, then closes the engine.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer s.Close()
+	s.serve(l)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.ctx.Done():
+		return nil
+	}
+}
+
+// URL is the base URL, such as http://127.0.0.1:8000; empty before Start.
+func (s *Server) URL() string {
+	if a := s.Address(); a != "" {
+		return "http://" + a
+	}
+	return ""
+}
+
+// Address is the "ip:port" listened on; empty before Start. It stays the same
+// when the fault Refuse comes and goes.
+func (s *Server) Address() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.address
+}
+
+// Close cuts all connections, ends every request and all goroutines. Closing
+// twice is harmless.
+func (s *Server) Close() {
+	s.mu.Lock()
+	h := s.http
+	s.http, s.closed = nil, true
+	s.mu.Unlock()
+	s.stop()
+	if h != nil {
+		_ = h.Close()
+	}
+	s.wait.Wait()
+}
+
+// serve starts to serve on l, unless the faults say that the port is closed.
+func (s *Server) serve(l net.Listener) {
+	h := &http.Server{
+		Handler: s, ReadHeaderTimeout: time.Minute,
+		BaseContext: func(net.Listener) context.Context { return s.ctx },
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.address = l.Addr().String()
+	if s.closed || s.faults.Refuse {
+		_ = l.Close()
+		return
+	}
+	s.http = h
+	s.wait.Go(func() {
+		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("engine stopped serving", "error", err)
+		}
+	})
+}
+
+// setOpen closes the port and all connections, or opens it again.
+func (s *Server) setOpen(open bool) error {
+	s.mu.Lock()
+	h, address := s.http, s.address
+	if !open {
+		s.http = nil
+	}
+	s.mu.Unlock()
+	switch {
+	case !open && h != nil:
+		_ = h.Close()
+	case open && h == nil && address != "":
+		return s.Start(address)
+	}
+	return nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Server", "uvicorn")
+	w.Header().Set("Vary", "Origin")
+	if s.cfg.RequestIDHeaders {
+		w.Header().Set("X-Request-Id", requestID(r))
+	}
+	methods, ok := s.routes[r.URL.Path]
+	if r.URL.Path != pathFaults && s.hang(r) {
+		return
+	}
+	switch {
+	case s.cfg.APIKey != "" && strings.HasPrefix(r.URL.Path, "/v1") && r.Header.Get("Authorization") != "Bearer "+s.cfg.APIKey:
+		writeJSON(w, http.StatusUnauthorized, map[string]string{"error": "Unauthorized"})
+	case !ok:
+		writeJSON(w, http.StatusNotFound, map[string]string{"detail": "Not Found"})
+	case methods[r.Method] == nil:
+		for m := range methods {
+			w.Header().Add("Allow", m)
+		}
+		writeJSON(w, http.StatusMethodNotAllowed, map[string]string{"detail": "Method Not Allowed"})
+	default:
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		methods[r.Method](w, r)
+	}
+}
+
+// hang waits while the fault lasts; true: the client or the engine has gone
+// meanwhile.
+func (s *Server) hang(r *http.Request) bool {
+	s.mu.Lock()
+	hung, hang := s.hung, s.faults.Hang
+	s.mu.Unlock()
+	if !hang {
+		return false
+	}
+	select {
+	case <-hung:
+		return false
+	case <-r.Context().Done():
+		return true
+	}
+}
+
+const pathFaults = "/faults"
+
+// table is what is served where.
+func (s *Server) table() map[string]map[string]http.HandlerFunc {
+	get := func(h http.HandlerFunc) map[string]http.HandlerFunc {
+		return map[string]http.HandlerFunc{http.MethodGet: h}
+	}
+	post := func(h http.HandlerFunc) map[string]http.HandlerFunc {
+		return map[string]http.HandlerFunc{http.MethodPost: h}
+	}
+	both := func(h http.HandlerFunc) map[string]http.HandlerFunc {
+		return map[string]http.HandlerFunc{http.MethodGet: h, http.MethodPost: h}
+	}
+	return map[string]map[string]http.HandlerFunc{
+		pathChat:                    post(s.serveChat),
+		pathCompletions:             post(s.serveCompletions),
+		pathChat + "/render":        post(s.serveRender),
+		pathCompletions + "/render": post(s.serveRender),
+		"/tokenize":                 post(s.serveTokenize),
+		"/detokenize":               post(s.serveDetokenize),
+		"/v1/models":                get(s.serveModels),
+		"/health":                   get(s.serveHealth),
+		"/ping":                     both(s.serveHealth),
+		"/version":                  get(s.serveVersion),
+		"/load":                     get(s.serveLoad),
+		"/metrics":                  get(s.metrics.handler.ServeHTTP),
+		pathFaults:                  both(s.serveFaults),
+	}
+}
