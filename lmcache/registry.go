@@ -227,7 +227,9 @@ func (g *registry) beat(now time.Time, r Registration, answers bool) Message {
 		g.order++
 		w.Registration, w.order, w.registered, w.provisional, w.midway = r, g.order, now, false, true
 		g.generation++
-		w.needSync = reason
+		if answers { // else it is of an era that has no full sync
+			w.needSync = reason
+		}
 		g.send(now, w, change{kind: changeConfirm, worker: r.Worker})
 		g.log.Info("LMCache worker known by its heartbeat", "instance", r.Worker.Instance, "worker", r.Worker.Worker,
 			"ip", r.IP, "port", r.Port, "reason", reason, "answered", answers)
