@@ -110,11 +110,11 @@ func readEither(path string) (found string, text []byte, err error) {
 	defer packed.Close() //nolint:errcheck // only read from
 	unpacked, err := gzip.NewReader(packed)
 	if err != nil {
-		return path, nil, fmt.Errorf("%s: %w", path, err)
+		return path, nil, fmt.Errorf("%s: gzip: %w", path, err)
 	}
 	text, err = io.ReadAll(io.LimitReader(unpacked, maxTokenizerBytes+1))
 	if err != nil {
-		return path, nil, fmt.Errorf("%s: %w", path, err)
+		return path, nil, fmt.Errorf("%s: gzip: %w", path, err)
 	}
 	if len(text) > maxTokenizerBytes {
 		return path, nil, fmt.Errorf("%s: unpacks to more than %d bytes", path, maxTokenizerBytes)

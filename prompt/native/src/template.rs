@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use chrono::{DateTime, NaiveDateTime};
-use minijinja::machinery::parse;
+use minijinja::machinery::{Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
@@ -32,8 +32,8 @@ thread_local! {
 
 impl ChatTemplate {
     pub fn compile(source: &str) -> Result<Self, Failure> {
-        let source = without_generation_tags(source);
         let mut environment = environment()?;
+        let source = without_generation_tags(source, environment.syntax())?;
         let ast = parse(&source, NAME, environment.syntax().clone())?;
         let content_format = content_format(&ast);
         environment.add_template_owned(NAME, source.to_string())?;
@@ -88,29 +88,29 @@ fn environment() -> Result<Environment<'static>, Error> {
 /// `{% generation %}` marks what the assistant wrote, for training; a renderer
 /// prints its body. minijinja has no tags of others, so they become a block that
 /// is always taken, which strips the same white space.
-fn without_generation_tags(source: &str) -> Cow<'_, str> {
-    if !source.contains("generation") {
-        return Cow::Borrowed(source);
+fn without_generation_tags<'a>(source: &'a str, syntax: &SyntaxConfig) -> Result<Cow<'a, str>, Error> {
+    if !source.contains("endgeneration") {
+        return Ok(Cow::Borrowed(source));
     }
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        let Some(end) = tag.find("%}") else { break };
-        let inner = &tag[2..end];
-        let name = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        out.push_str(before);
-        out.push_str("{%");
-        match name {
-            "generation" => out.push_str(&inner.replacen(name, "if true", 1)),
-            "endgeneration" => out.push_str(&inner.replacen(name, "endif", 1)),
-            _ => out.push_str(inner),
+    let mut copied = 0;
+    let mut in_front = false;
+    for token in tokenize(source, false, syntax.clone()) {
+        let (token, span) = token?;
+        let replacement = match token {
+            Token::Ident("generation") if in_front => Some("if true"),
+            Token::Ident("endgeneration") if in_front => Some("endif"),
+            _ => None,
+        };
+        if let Some(replacement) = replacement {
+            out.push_str(&source[copied..span.start_offset as usize]);
+            out.push_str(replacement);
+            copied = span.end_offset as usize;
         }
-        out.push_str("%}");
-        rest = &tag[end + 2..];
+        in_front = matches!(token, Token::BlockStart);
     }
-    out.push_str(rest);
-    Cow::Owned(out)
+    out.push_str(&source[copied..]);
+    Ok(Cow::Owned(out))
 }
 
 /// The methods of Python's str and dict; where Rust and Python disagree on white

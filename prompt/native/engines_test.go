@@ -1,0 +1,122 @@
+//go:build cgo && !nonative
+
+package native_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/firsttoken/firsttoken/prompt/native"
+	"github.com/firsttoken/firsttoken/test/shared"
+)
+
+// pieces are what random texts are made of: what the pre-tokenizers' patterns
+// tell apart, at the borders where they disagree when one of them is wrong.
+var pieces = []string{
+	" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u2003", "\u2028", "\u200b", "\u0085",
+	"a", "Z", "the", "The", "THE", "é", "e\u0301", "ß", "ǅ", "ʰ", "я", "你好", "日本", "한국", "ש", "ع", "क्", "ไทย",
+	"0", "12", "1234", "٣", "½", "Ⅷ", "²",
+	"'s", "'S", "'ll", "’s", "'", "\"", ".", "...", "!?", "-", "_", "/", "\\", "{\"k\": [1]}", "#", "€",
+	"🦊", "👩‍💻", "🇨🇭", "\ufeff", "\ufffd", "\x00", "\x1f", "\x7f", "\U0010ffff",
+	"<|im_start|>", "<|im_end|>", "<|im_end", "<s>", "</s>", "[INST]", "<｜User｜>", "<bos>", "<start_of_turn>", "<|eot_id|>", "<|",
+	"ing", "tion", "return x", "aaaaaaaaaaaaaaaa", "        ", "\n\n\n\n", "================",
+}
+
+func randomText(rng *rand.Rand) string {
+	var text strings.Builder
+	for range 1 + rng.IntN(60) {
+		if rng.IntN(10) == 0 {
+			text.WriteRune(randomRune(rng))
+		} else {
+			text.WriteString(pieces[rng.IntN(len(pieces))])
+		}
+	}
+	return text.String()
+}
+
+// randomRune is any code point that Unicode had assigned long before the engines
+// were written: for newer ones their character tables need not agree.
+func randomRune(rng *rand.Rand) rune {
+	for {
+		r := rune(rng.IntN(0x2fff))
+		if utf8.ValidRune(r) {
+			return r
+		}
+	}
+}
+
+// The fast engine against the reference, on random texts, for every family.
+func TestEnginesAgree(t *testing.T) {
+	folders := []string{small}
+	for _, family := range families {
+		folders = append(folders, shared.File(t, "tokenizers", family))
+	}
+	const texts = 2000
+	for i, dir := range folders {
+		seed := uint64(i) + 1
+		t.Run(fmt.Sprintf("%d", i), func(t *testing.T) {
+			fast, reference := load(t, dir, native.Fastokens), load(t, dir, native.Tokenizers)
+			if fast.VocabSize() != reference.VocabSize() {
+				t.Errorf("%s: %d tokens, the reference has %d", dir, fast.VocabSize(), reference.VocabSize())
+			}
+			rng := rand.New(rand.NewPCG(seed, seed))
+			for range texts {
+				compareEngines(t, fast, reference, randomText(rng))
+			}
+			// One text that is long enough to be cut up for several threads.
+			var long strings.Builder
+			for long.Len() < 300_000 {
+				long.WriteString(randomText(rng))
+			}
+			compareEngines(t, fast, reference, long.String())
+		})
+	}
+}
+
+func compareEngines(t *testing.T, fast, reference *native.Tokenizer, text string) {
+	t.Helper()
+	for _, addSpecial := range []bool{false, true} {
+		got, err := fast.Encode(t.Context(), text, addSpecial)
+		if err != nil {
+			t.Fatalf("text %q: %v", text, err)
+		}
+		want, err := reference.Encode(t.Context(), text, addSpecial)
+		if err != nil {
+			t.Fatalf("text %q: reference: %v", text, err)
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("text %.500q, special tokens %v:\n got %.300v\nwant %.300v", text, addSpecial, got, want)
+		}
+	}
+	ids, err := fast.Encode(t.Context(), text, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := fast.Decode(t.Context(), ids)
+	want, referenceErr := reference.Decode(t.Context(), ids)
+	if got != want || err != nil || referenceErr != nil {
+		t.Fatalf("ids of %.500q decoded: %.300q (%v), reference %.300q (%v)", text, got, err, want, referenceErr)
+	}
+}
+
+// FuzzEngines looks for texts on which the engines differ, with the small
+// tokenizer; its pattern is that of the Qwen family.
+func FuzzEngines(f *testing.F) {
+	for _, piece := range pieces {
+		f.Add(piece + " x" + piece)
+	}
+	fast, reference := load(f, small, native.Fastokens), load(f, small, native.Tokenizers)
+	f.Fuzz(func(t *testing.T, text string) {
+		if !utf8.ValidString(text) {
+			if _, err := fast.Encode(t.Context(), text, false); err == nil {
+				t.Errorf("no error for %q, which is not UTF-8", text)
+			}
+			return
+		}
+		compareEngines(t, fast, reference, text)
+	})
+}

@@ -1,0 +1,117 @@
+//go:build cgo && !nonative
+
+package native
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+const echo = `{{ x|tojson }}{{ x }}{% for k in x %}{{ k }}{% endfor %}`
+
+func TestMalformedVariables(t *testing.T) {
+	template, err := CompileTemplate(echo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer template.Close()
+	deep := func(n int) string {
+		return "{k\x01\x00\x00\x00x" + strings.Repeat("[", n) + strings.Repeat("]", n) + "}"
+	}
+	for _, test := range []struct{ name, bytes, want string }{
+		{"nothing", "", "not a map"},
+		{"a list", "[]", "not a map"},
+		{"no end", "{", "cut short"},
+		{"two values", "{}{}", "more bytes"},
+		{"no key", "{n}", "no key"},
+		{"no value", "{k\x01\x00\x00\x00x}", "unknown tag"},
+		{"value cut", "{k\x01\x00\x00\x00xi\x01", "cut short"},
+		{"length beyond the end", "{k\xff\xff\xff\xffx", "cut short"},
+		{"wrong end", "{k\x01\x00\x00\x00x[}", "unknown tag"},
+		{"unknown tag", "{k\x01\x00\x00\x00x?}", "unknown tag"},
+		{"key not UTF-8", "{k\x01\x00\x00\x00\xffn}", "not UTF-8"},
+		{"integer not decimal", "{k\x01\x00\x00\x00xb\x02\x00\x00\x001x}", "not decimal"},
+		{"empty integer", "{k\x01\x00\x00\x00xb\x01\x00\x00\x00-}", "not decimal"},
+		{"too deep", deep(256), "too deep"},
+		{"endlessly deep", "{k\x01\x00\x00\x00x" + strings.Repeat("[", 1<<20), "too deep"},
+	} {
+		_, err := template.Render(t.Context(), &Value{buf: []byte(test.bytes)}, time.Time{})
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want %q in it", test.name, err, test.want)
+		}
+	}
+	if _, err := template.Render(t.Context(), &Value{buf: []byte(deep(255))}, time.Time{}); err != nil {
+		t.Errorf("as deep as is allowed: %v", err)
+	}
+}
+
+func TestRepeatedKey(t *testing.T) {
+	var v Value
+	v.Map()
+	v.Key("x")
+	v.Map()
+	for i, key := range []string{"a", "b", "a"} {
+		v.Key(key)
+		v.Int(int64(i))
+	}
+	v.EndMap()
+	v.EndMap()
+	template, err := CompileTemplate(`{{ x|tojson }}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer template.Close()
+	got, err := template.Render(t.Context(), &v, time.Time{})
+	if want := `{"a": 2, "b": 1}`; got != want || err != nil {
+		t.Errorf("%q, error %v, want %q", got, err, want)
+	}
+}
+
+// FuzzVariables: whatever the bytes, Render returns a text or an error.
+func FuzzVariables(f *testing.F) {
+	var v Value
+	v.Map()
+	v.Key("x")
+	v.List()
+	v.Nil()
+	v.Bool(true)
+	v.Bool(false)
+	v.Int(-1)
+	v.BigInt(strings.Repeat("9", 50))
+	v.Float(0.1)
+	v.String("é\x00")
+	v.Map()
+	v.EndMap()
+	v.EndList()
+	v.EndMap()
+	f.Add(v.buf)
+	f.Add([]byte("{k\x01\x00\x00\x00x[[[]]]}"))
+	template, err := CompileTemplate(echo)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(template.Close)
+	f.Fuzz(func(t *testing.T, bytes []byte) {
+		if _, err := template.Render(context.Background(), &Value{buf: bytes}, time.Time{}); err != nil && strings.Contains(err.Error(), "panicked") {
+			t.Error(err)
+		}
+	})
+}
+
+// FuzzCompileTemplate: whatever the source, CompileTemplate returns.
+func FuzzCompileTemplate(f *testing.F) {
+	f.Add(`{% for m in messages %}{% generation %}{{ m.content|tojson(indent=2) }}{% endgeneration %}{% endfor %}`)
+	f.Add(`{%- macro x(a, b=1) -%}{{ a[1:2] }}{%- endmacro -%}{{ x(*y, **z) }}{% set ns.x = 1 %}`)
+	f.Fuzz(func(t *testing.T, source string) {
+		template, err := CompileTemplate(source)
+		if err != nil {
+			if strings.Contains(err.Error(), "panicked") {
+				t.Error(err)
+			}
+			return
+		}
+		template.Close()
+	})
+}
