@@ -28,7 +28,7 @@ COUNT ?= 10
 
 # Go with the folder of the Rust library, whose name changes with its content:
 # Go's build cache sees changed flags, but no changed static library.
-WITH_NATIVE = dir=$$(prompt/native/build.sh) && export CGO_CFLAGS="-I$$dir" CGO_LDFLAGS="-L$$dir" &&
+WITH_NATIVE = env=$$(prompt/native/build.sh env) && eval "$$env" &&
 GOTEST = go test -race -shuffle=on -count=1
 
 .PHONY: help

@@ -37,6 +37,7 @@ var arrows = []arrow{
 	{"prompt", []string{"scoring", "prompt/native"}, "a body becomes a scoring.Prompt, wherever it came from"},
 	{"lmcache/zmq", nil, "a socket to frames, so that another ZeroMQ binding costs one package"},
 	{"lmcache", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
+	{"routed", []string{"scoring"}, "a source of cache truth; it remembers decisions and asks nobody"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
