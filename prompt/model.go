@@ -1,28 +1,482 @@
 package prompt
 
 import (
+	"compress/gzip"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
+
+	"github.com/firsttoken/firsttoken/prompt/native"
 )
 
 // Model encodes requests for one model exactly as its engine does. It is safe
-// for concurrent use.
+// for concurrent use. All fields are set once by LoadModel.
 type Model struct {
-	cfg ModelConfig
+	cfg           ModelConfig
+	tokenizer     *native.Tokenizer
+	templates     map[string]*chatTemplate // by name; "default" and perhaps "tool_use"
+	wrap          wrapping
+	specialTokens []specialToken
+	kwargs        []kwarg
+	remote        Remote // why chats are the engine's to render
+	multimodal    bool
+}
+
+// chatTemplate is a compiled template with what vLLM reads out of its text.
+type chatTemplate struct {
+	compiled       *native.Template
+	source         string
+	knowsDeveloper bool
+}
+
+func compileTemplate(source string) (*chatTemplate, error) {
+	compiled, err := native.CompileTemplate(source)
+	if err != nil {
+		return nil, err
+	}
+	knows := strings.Contains(source, `"developer"`) || strings.Contains(source, `'developer'`)
+	return &chatTemplate{compiled, source, knows}, nil
+}
+
+// specialToken is a variable that every template gets.
+type specialToken struct{ name, text string }
+
+// kwarg is one of the server's default template arguments, ready to append.
+type kwarg struct {
+	name  string
+	value *native.Value
 }
 
 // LoadModel reads the tokenizer folder and the template and warms both up: it
-// takes a second. The caller closes it.
-func LoadModel(cfg ModelConfig) (*Model, error) {
-	return &Model{cfg: cfg.withDefaults()}, nil
+// takes up to a second. The caller closes the model. The error names the file.
+func LoadModel(cfg ModelConfig) (*Model, error) { return loadModel(cfg, native.Options{}) }
+
+func loadModel(cfg ModelConfig, o native.Options) (m *Model, err error) {
+	cfg = cfg.withDefaults()
+	m = &Model{cfg: cfg, templates: map[string]*chatTemplate{}}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	files, err := readFolder(cfg)
+	if err != nil {
+		return nil, err
+	}
+	m.specialTokens, m.multimodal, m.remote = files.specialTokens(), files.multimodal(), files.remote()
+	if m.kwargs, err = defaultKwargs(cfg.ChatTemplateKwargs); err != nil {
+		return nil, err
+	}
+	if m.remote == RemoteMistral && !files.hasTokenizer {
+		return m, nil // everything is the engine's
+	}
+	o.Engine = native.Engine(cfg.Engine)
+	if m.tokenizer, err = native.LoadTokenizer(cfg.Tokenizer, o); err != nil {
+		return nil, err
+	}
+	if m.remote == RemoteNone && cfg.ChatTemplate == "" && files.config.ModelType == "" && m.speaksHarmony() {
+		m.remote = RemoteHarmony
+	}
+	for name, source := range files.templates {
+		if m.templates[name], err = compileTemplate(source); err != nil {
+			delete(m.templates, name)
+			return nil, fmt.Errorf("%s: %w", files.templatePath, err)
+		}
+	}
+	if err = m.findWrapping(); err != nil {
+		return nil, err
+	}
+	return m, m.warmUp()
 }
 
-// Encode is the request's prompt, or a *RequestError for what the engine would
-// refuse because of the prompt. Faults of sampling parameters are the engine's
-// to find. now is printed by templates that name the date.
+// speaksHarmony recognises gpt-oss by its tokens where no config.json tells.
+func (m *Model) speaksHarmony() bool {
+	for _, token := range []string{"<|start|>", "<|channel|>", "<|message|>", "<|call|>", "<|return|>"} {
+		if _, ok := m.tokenizer.TokenID(token); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// findWrapping asks the tokenizer what it puts around a text.
+func (m *Model) findWrapping() error {
+	ctx := context.Background()
+	bare, err := m.tokenizer.Encode(ctx, "a", false)
+	if err != nil {
+		return err
+	}
+	whole, err := m.tokenizer.Encode(ctx, "a", true)
+	if err != nil {
+		return err
+	}
+	m.wrap.text = true
+	for at := range len(whole) - len(bare) + 1 {
+		if slices.Equal(whole[at:at+len(bare)], bare) {
+			m.wrap.before, m.wrap.after = whole[:at], whole[at+len(bare):]
+			break
+		}
+	}
+	switch m.cfg.AddBOS {
+	case "never":
+		m.wrap.before, m.wrap.after = nil, nil
+	case "always":
+		if len(m.wrap.before) > 0 {
+			return nil
+		}
+		for _, token := range m.specialTokens {
+			if token.name != "bos_token" {
+				continue
+			}
+			if id, ok := m.tokenizer.TokenID(token.text); ok {
+				m.wrap.before = []uint32{id}
+				return nil
+			}
+		}
+		return fmt.Errorf("model %s: add_bos is always, and %s names no bos_token that tokenizer.json has; write auto or never",
+			m.cfg.Name, filepath.Join(m.cfg.Tokenizer, "tokenizer_config.json"))
+	}
+	return nil
+}
+
+// warmUp renders and encodes once, so that no request pays for what is set up
+// at first use. A template that refuses the greeting is none the worse.
+func (m *Model) warmUp() error {
+	if m.remote != RemoteNone {
+		return nil
+	}
+	body := []byte(`{"messages":[{"role":"user","content":"Hello, who are you?"}]}`)
+	var refused *RequestError
+	if _, err := m.Encode(context.Background(), Request{Path: chatPath, Body: body}, time.Unix(0, 0)); err != nil && !errors.As(err, &refused) {
+		return fmt.Errorf("model %s: warm-up: %w", m.cfg.Name, err)
+	}
+	return nil
+}
+
+// Close frees the tokenizer, once the calls in progress are done. Later calls
+// fail.
+func (m *Model) Close() {
+	for _, t := range m.templates {
+		t.compiled.Close()
+	}
+	if m.tokenizer != nil {
+		m.tokenizer.Close()
+	}
+}
+
+const (
+	chatPath       = "/v1/chat/completions"
+	completionPath = "/v1/completions"
+)
+
+// endpoint is the generation path that a request path stands for, with the
+// render path that only prepares it; empty for all others.
+func endpoint(path string) string {
+	path, _, _ = strings.Cut(path, "?")
+	switch strings.TrimSuffix(path, "/render") {
+	case chatPath:
+		return chatPath
+	case completionPath:
+		return completionPath
+	}
+	return ""
+}
+
+// Encode is the request's prompt. The error is a *RequestError for what the
+// engine refuses because of the prompt; another one says that this process
+// could not do it (too large, too deep, ctx ended while waiting). Faults of
+// sampling parameters are the engine's to find. Templates that name the date
+// print now, in now's location.
 func (m *Model) Encode(ctx context.Context, r Request, now time.Time) (Encoded, error) {
-	return Encoded{}, nil
+	if !isJSON(r.ContentType) {
+		return Encoded{}, wrongMediaType()
+	}
+	d := documents.Get().(*document) //nolint:forcetypeassert // the pool holds nothing else
+	defer d.release()
+	if err := parseBody(d, r.Body); err != nil {
+		return Encoded{}, err
+	}
+	f := readFields(d.root())
+	encoded, err := m.encode(ctx, endpoint(r.Path), &f, now, false)
+	for i := range encoded.Prompts {
+		// A completion's text is still part of the body.
+		encoded.Prompts[i].Text = strings.Clone(encoded.Prompts[i].Text)
+	}
+	return encoded, err
 }
 
-// Close frees the tokenizer. Encode must not be called after it.
-func (m *Model) Close() {}
+// errNotGeneration: the path has no prompt.
+var errNotGeneration = errors.New("the path is neither " + chatPath + " nor " + completionPath)
+
+func (m *Model) encode(ctx context.Context, path string, f *fields, now time.Time, lenient bool) (Encoded, error) {
+	switch path {
+	case chatPath:
+		return m.chat(ctx, f, now, lenient)
+	case completionPath:
+		return m.completion(ctx, f)
+	}
+	return Encoded{}, errNotGeneration
+}
+
+// isJSON: vLLM takes application/json, in any case and with any parameters, and
+// a body without a type.
+func isJSON(contentType string) bool {
+	media, _, _ := strings.Cut(contentType, ";")
+	media = strings.TrimSpace(media)
+	return media == "" || strings.EqualFold(media, "application/json")
+}
+
+// parseBody reads the body into d. The error is a *RequestError: the body is no
+// JSON object.
+func parseBody(d *document, body []byte) error {
+	if len(body) == 0 {
+		return notObject(value{})
+	}
+	body = trimBOM(body)
+	if !utf8.Valid(body) {
+		return notText()
+	}
+	if err := d.parse(body); err != nil {
+		var syntax *syntaxError
+		if errors.As(err, &syntax) {
+			return notJSON(syntax)
+		}
+		return err
+	}
+	if root := d.root(); root.kind() != kindObject {
+		return notObject(root)
+	}
+	return nil
+}
+
+func trimBOM(body []byte) []byte {
+	if len(body) >= 3 && body[0] == 0xEF && body[1] == 0xBB && body[2] == 0xBF {
+		return body[3:]
+	}
+	return body
+}
+
+// serves is the fault of a request for another model.
+func (m *Model) serves(name string) *RequestError {
+	if name == "" || m.cfg.Name == "" || name == m.cfg.Name || slices.Contains(m.cfg.Aliases, name) {
+		return nil
+	}
+	return unknownModel(name, append([]string{m.cfg.Name}, m.cfg.Aliases...))
+}
+
+// pickTemplate is the template for a request with or without tools; nil where
+// the model has none.
+func (m *Model) pickTemplate(tools bool) *chatTemplate {
+	if t := m.templates["tool_use"]; tools && t != nil {
+		return t
+	}
+	return m.templates["default"]
+}
+
+// tokenize encodes one text.
+func (m *Model) tokenize(ctx context.Context, text string, c cut) (EncodedPrompt, error) {
+	ids, err := m.tokenizer.Encode(ctx, text, false)
+	if err != nil {
+		return EncodedPrompt{}, err
+	}
+	wrap := wrapping{text: true}
+	if c.addSpecial {
+		wrap = m.wrap
+	}
+	ids, fault := c.apply(ids, wrap)
+	if fault != nil {
+		return EncodedPrompt{}, fault
+	}
+	return EncodedPrompt{TokenIDs: ids, Text: text, UsablePrefix: len(ids)}, nil
+}
+
+// defaultKwargs encodes the server's template arguments.
+func defaultKwargs(kwargs map[string]any) ([]kwarg, error) {
+	if len(kwargs) == 0 {
+		return nil, nil
+	}
+	text, err := json.Marshal(kwargs)
+	if err != nil {
+		return nil, fmt.Errorf("default_chat_template_kwargs: %w", err)
+	}
+	var d document
+	if err := d.parse(text); err != nil {
+		return nil, fmt.Errorf("default_chat_template_kwargs: %w", err)
+	}
+	var list []kwarg
+	for key, v := range d.root().members() {
+		if v.is("auto") || !v.present() {
+			continue
+		}
+		out := native.NewValue(64)
+		if err := v.write(out, 0); err != nil {
+			return nil, fmt.Errorf("default_chat_template_kwargs: %s: %w", key.str(), err)
+		}
+		list = append(list, kwarg{key.str(), out})
+	}
+	return list, nil
+}
+
+// folder is what the files beside tokenizer.json say.
+type folder struct {
+	config struct {
+		ModelType     string          `json:"model_type"`
+		VisionConfig  json.RawMessage `json:"vision_config"`
+		AudioConfig   json.RawMessage `json:"audio_config"`
+		ThinkerConfig json.RawMessage `json:"thinker_config"`
+	}
+	tokenizer    map[string]json.RawMessage // tokenizer_config.json
+	special      map[string]json.RawMessage // special_tokens_map.json
+	templates    map[string]string
+	templatePath string
+	hasTokenizer bool
+	hasMistral   bool
+	hasProcessor bool
+}
+
+func readFolder(cfg ModelConfig) (*folder, error) {
+	dir := cfg.Tokenizer
+	f := &folder{templates: map[string]string{}}
+	exists := func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}
+	f.hasTokenizer = exists("tokenizer.json") || exists("tokenizer.json.gz")
+	f.hasMistral = exists("tekken.json")
+	f.hasProcessor = exists("preprocessor_config.json") || exists("processor_config.json")
+	for name, into := range map[string]any{
+		"config.json": &f.config, "tokenizer_config.json": &f.tokenizer, "special_tokens_map.json": &f.special,
+	} {
+		if err := readJSON(dir, name, into); err != nil {
+			return nil, err
+		}
+	}
+	return f, f.readTemplates(cfg)
+}
+
+// readTemplates takes the configured template, else chat_template.jinja, else
+// that of tokenizer_config.json, which may be a list of named ones.
+func (f *folder) readTemplates(cfg ModelConfig) error {
+	f.templatePath = cfg.ChatTemplate
+	if f.templatePath == "" {
+		f.templatePath = filepath.Join(cfg.Tokenizer, "chat_template.jinja")
+	}
+	source, err := os.ReadFile(f.templatePath)
+	switch {
+	case err == nil:
+		f.templates["default"] = string(source)
+		return nil
+	case cfg.ChatTemplate != "" || !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("chat template: %w", err)
+	}
+	f.templatePath = filepath.Join(cfg.Tokenizer, "tokenizer_config.json")
+	raw := f.tokenizer["chat_template"]
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil // chats cannot be rendered, completions can be encoded
+	}
+	var single string
+	if json.Unmarshal(raw, &single) == nil {
+		f.templates["default"] = single
+		return nil
+	}
+	var named []struct{ Name, Template string }
+	if err := json.Unmarshal(raw, &named); err != nil {
+		return fmt.Errorf("%s: chat_template is neither a string nor a list of named templates: %w", f.templatePath, err)
+	}
+	for _, t := range named {
+		f.templates[t.Name] = t.Template
+	}
+	return nil
+}
+
+// specialTokens are the named tokens of the tokenizer, as strings.
+func (f *folder) specialTokens() (tokens []specialToken) {
+	for _, name := range []string{"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"} {
+		for _, from := range []map[string]json.RawMessage{f.tokenizer, f.special} {
+			var text string
+			var object struct{ Content string }
+			if raw := from[name]; json.Unmarshal(raw, &text) != nil && json.Unmarshal(raw, &object) == nil {
+				text = object.Content
+			}
+			if text != "" {
+				tokens = append(tokens, specialToken{name, text})
+				break
+			}
+		}
+	}
+	return tokens
+}
+
+func (f *folder) multimodal() bool {
+	return f.hasProcessor || len(f.config.VisionConfig) > 0 || len(f.config.AudioConfig) > 0 || len(f.config.ThinkerConfig) > 0
+}
+
+// remote names the models whose chats vLLM does not render with Jinja.
+func (f *folder) remote() Remote {
+	switch {
+	case f.config.ModelType == "gpt_oss":
+		return RemoteHarmony
+	case f.hasMistral:
+		return RemoteMistral
+	case slices.Contains([]string{"deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "inkling"}, f.config.ModelType):
+		return RemoteTokenizerMode
+	}
+	return RemoteNone
+}
+
+// readJSON reads a file of the folder, or its .gz; a missing file is no error.
+func readJSON(dir, name string, into any) error {
+	path := filepath.Join(dir, name)
+	text, err := os.ReadFile(path) //nolint:gosec // the operator names the folder
+	if errors.Is(err, fs.ErrNotExist) {
+		path += ".gz"
+		text, err = readPacked(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, into)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// maxConfigBytes bounds what a packed configuration file may unpack to.
+const maxConfigBytes = 64 << 20
+
+func readPacked(path string) ([]byte, error) {
+	file, err := os.Open(path) //nolint:gosec // the operator names the folder
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close() //nolint:errcheck // only read from
+	unpacked, err := gzip.NewReader(file)
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(unpacked, maxConfigBytes))
+}
+
+// ContentFormat is what the template gets as content: string or openai. It is
+// empty for a model without a template.
+func (m *Model) ContentFormat() string {
+	if m.cfg.ContentFormat != "auto" {
+		return m.cfg.ContentFormat
+	}
+	if t := m.templates["default"]; t != nil {
+		return t.compiled.ContentFormat()
+	}
+	return ""
+}

@@ -79,9 +79,10 @@ const (
 	RemoteHarmony Remote = "harmony"
 	// RemoteMistral: mistral-common builds the ids.
 	RemoteMistral Remote = "mistral"
-	// RemoteMultimodal: the prompt holds images, audio or video from its first
-	// token on.
-	RemoteMultimodal Remote = "multimodal"
+	// RemoteEmbeds: the prompt holds embeddings instead of text.
+	RemoteEmbeds Remote = "embeds"
+	// RemoteTokenizerMode: vLLM has a renderer of its own for the model.
+	RemoteTokenizerMode Remote = "tokenizer_mode"
 	// RemoteLoading: the tokenizer is not loaded yet.
 	RemoteLoading Remote = "loading"
 	// RemoteNoTokenizer: the model has no tokenizer folder, or this build no

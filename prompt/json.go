@@ -1,0 +1,408 @@
+package prompt
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+	"unicode/utf16"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// kind is what a JSON value is.
+type kind uint8
+
+const (
+	kindNone kind = iota // there is no such value
+	kindNull
+	kindTrue
+	kindFalse
+	kindInt
+	kindFloat // also NaN and Infinity, as Python's reader takes them
+	kindString
+	kindArray
+	kindObject
+)
+
+// node is one value on the tape of a document. An object's nodes are its keys
+// and values in turn.
+type node struct {
+	kind    kind
+	escaped bool   // a string with a backslash in it
+	start   uint32 // the value's bytes; a string's are those between the quotes
+	end     uint32
+	next    uint32 // index of the node after this value and all that is in it
+}
+
+// document is a JSON text and the tape of its values, in the order of the text.
+// The engine's web layer reads bodies with Python's json module, whose dialect
+// this is: NaN and Infinity are numbers, a lone surrogate may be escaped, keys
+// may repeat (the last value counts, at the first one's place), integers have
+// any size. Strings stay in the text until somebody asks for them.
+type document struct {
+	text  []byte
+	nodes []node
+	stack []uint32 // indices of the open arrays and objects
+	// surrogates: some string holds an escaped surrogate without its other
+	// half, which no tokenizer takes.
+	surrogates bool
+}
+
+// syntaxError is where and why a text is not JSON, in the words of Python's
+// reader.
+type syntaxError struct {
+	reason string
+	offset int // in characters, as Python counts
+}
+
+func (e *syntaxError) Error() string { return e.reason + " at character " + strconv.Itoa(e.offset) }
+
+// maxDocumentBytes keeps offsets within uint32.
+const maxDocumentBytes = 1<<32 - 2
+
+// parse reads text, which the document refers to from then on. Its tape's
+// memory is reused.
+func (d *document) parse(text []byte) error {
+	d.text, d.nodes, d.stack, d.surrogates = text, d.nodes[:0], d.stack[:0], false
+	if len(text) > maxDocumentBytes {
+		return fmt.Errorf("JSON text of %d bytes: the limit is %d", len(text), maxDocumentBytes)
+	}
+	i := d.blank(0)
+	// One turn per value: read it, then whatever closes after it.
+	for {
+		var opened bool
+		var err error
+		if i, opened, err = d.value(i); err != nil {
+			return err
+		}
+		if !opened {
+			if i, err = d.closeAll(i); err != nil {
+				return err
+			}
+		} else if i, err = d.first(i); err != nil {
+			return err
+		}
+		if len(d.stack) == 0 {
+			break
+		}
+	}
+	if i = d.blank(i); i != len(text) {
+		return d.fault("Extra data", i)
+	}
+	return nil
+}
+
+// value reads a scalar, or opens an array or object, at i.
+func (d *document) value(i int) (next int, opened bool, err error) {
+	if i >= len(d.text) {
+		return 0, false, d.fault("Expecting value", i)
+	}
+	switch c := d.text[i]; c {
+	case '"':
+		next, err = d.string(i)
+		return next, false, err
+	case '{':
+		d.stack = append(d.stack, d.push(node{kind: kindObject, start: uint32(i)}))
+		return i + 1, true, nil
+	case '[':
+		d.stack = append(d.stack, d.push(node{kind: kindArray, start: uint32(i)}))
+		return i + 1, true, nil
+	case 'n':
+		return d.literal(i, "null", kindNull)
+	case 't':
+		return d.literal(i, "true", kindTrue)
+	case 'f':
+		return d.literal(i, "false", kindFalse)
+	case 'N':
+		return d.literal(i, "NaN", kindFloat)
+	case 'I':
+		return d.literal(i, "Infinity", kindFloat)
+	default:
+		return d.number(i)
+	}
+}
+
+// first goes to the first value of the array or object just opened, or closes
+// it where it is empty.
+func (d *document) first(i int) (int, error) {
+	i = d.blank(i)
+	open := &d.nodes[d.stack[len(d.stack)-1]]
+	if i < len(d.text) && (open.kind == kindArray && d.text[i] == ']' || open.kind == kindObject && d.text[i] == '}') {
+		return d.closeAll(d.close(i))
+	}
+	if open.kind == kindObject {
+		return d.key(i)
+	}
+	return i, nil
+}
+
+// closeAll goes from the end of a value to the next value, over whatever closes
+// in between. It ends with an empty stack at the end of the outermost value.
+func (d *document) closeAll(i int) (int, error) {
+	for len(d.stack) > 0 {
+		i = d.blank(i)
+		open := d.nodes[d.stack[len(d.stack)-1]].kind
+		switch {
+		case i < len(d.text) && d.text[i] == ',':
+			if i = d.blank(i + 1); open == kindObject {
+				return d.key(i)
+			}
+			return i, nil
+		case i < len(d.text) && (open == kindArray && d.text[i] == ']' || open == kindObject && d.text[i] == '}'):
+			i = d.close(i)
+		default:
+			return 0, d.fault("Expecting ',' delimiter", i)
+		}
+	}
+	return i, nil
+}
+
+// close ends the innermost open value, whose bracket is at i.
+func (d *document) close(i int) int {
+	open := &d.nodes[d.stack[len(d.stack)-1]]
+	open.end, open.next = uint32(i+1), uint32(len(d.nodes))
+	d.stack = d.stack[:len(d.stack)-1]
+	return i + 1
+}
+
+// key reads a key and its colon at i.
+func (d *document) key(i int) (int, error) {
+	if i >= len(d.text) || d.text[i] != '"' {
+		return 0, d.fault("Expecting property name enclosed in double quotes", i)
+	}
+	i, err := d.string(i)
+	if err != nil {
+		return 0, err
+	}
+	if i = d.blank(i); i >= len(d.text) || d.text[i] != ':' {
+		return 0, d.fault("Expecting ':' delimiter", i)
+	}
+	return d.blank(i + 1), nil
+}
+
+func (d *document) blank(i int) int {
+	for i < len(d.text) {
+		switch d.text[i] {
+		case ' ', '\n', '\t', '\r':
+			i++
+		default:
+			return i
+		}
+	}
+	return i
+}
+
+// push appends a node that holds nothing yet and gives its index.
+func (d *document) push(n node) uint32 {
+	n.next = uint32(len(d.nodes) + 1)
+	d.nodes = append(d.nodes, n)
+	return n.next - 1
+}
+
+func (d *document) literal(i int, word string, k kind) (int, bool, error) {
+	end := i + len(word)
+	if end > len(d.text) || string(d.text[i:end]) != word {
+		return 0, false, d.fault("Expecting value", i)
+	}
+	d.push(node{kind: k, start: uint32(i), end: uint32(end)})
+	return end, false, nil
+}
+
+func (d *document) number(i int) (int, bool, error) {
+	t, start, k := d.text, i, kindInt
+	digits := func() bool {
+		from := i
+		for i < len(t) && t[i] >= '0' && t[i] <= '9' {
+			i++
+		}
+		return i > from
+	}
+	if t[i] == '-' {
+		i++
+	}
+	switch {
+	case i < len(t) && t[i] == '0':
+		i++
+	case digits():
+	case i > start && i < len(t) && t[i] == 'I':
+		if _, _, err := d.literal(i, "Infinity", kindFloat); err != nil {
+			return 0, false, d.fault("Expecting value", start)
+		}
+		d.nodes[len(d.nodes)-1].start = uint32(start)
+		return i + len("Infinity"), false, nil
+	default:
+		return 0, false, d.fault("Expecting value", start)
+	}
+	// A fraction or exponent without digits is not part of the number.
+	if end := i; i < len(t) && t[i] == '.' {
+		if i++; digits() {
+			k = kindFloat
+		} else {
+			i = end
+		}
+	}
+	if end := i; i < len(t) && (t[i] == 'e' || t[i] == 'E') {
+		if i++; i < len(t) && (t[i] == '+' || t[i] == '-') {
+			i++
+		}
+		if digits() {
+			k = kindFloat
+		} else {
+			i = end
+		}
+	}
+	d.push(node{kind: k, start: uint32(start), end: uint32(i)})
+	return i, false, nil
+}
+
+// string checks the string whose quote is at i; it decodes nothing.
+func (d *document) string(i int) (int, error) {
+	t, begin, escaped := d.text, i, false
+	for i++; ; i++ {
+		for i < len(t) && plain[t[i]] {
+			i++
+		}
+		if i >= len(t) {
+			return 0, d.fault("Unterminated string starting at", begin)
+		}
+		switch t[i] {
+		case '"':
+			d.push(node{kind: kindString, escaped: escaped, start: uint32(begin + 1), end: uint32(i)})
+			return i + 1, nil
+		case '\\':
+			escaped = true
+			end, err := d.escape(begin, i)
+			if err != nil {
+				return 0, err
+			}
+			i = end - 1
+		default:
+			return 0, d.fault("Invalid control character at", i)
+		}
+	}
+}
+
+// plain are the bytes that stand for themselves inside a string.
+var plain = func() (p [256]bool) {
+	for c := range p {
+		p[c] = c >= 0x20 && c != '"' && c != '\\'
+	}
+	return p
+}()
+
+// escape checks the escape whose backslash is at i and gives its end.
+func (d *document) escape(begin, i int) (int, error) {
+	t := d.text
+	if i+1 >= len(t) {
+		return 0, d.fault("Unterminated string starting at", begin)
+	}
+	switch t[i+1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return i + 2, nil
+	case 'u':
+	default:
+		return 0, d.fault(`Invalid \escape`, i)
+	}
+	// Something has to follow the digits: the closing quote at least.
+	high, ok := hex4(t, i+2)
+	if !ok || i+6 == len(t) {
+		return 0, d.fault(`Invalid \uXXXX escape`, i+1)
+	}
+	if !utf16.IsSurrogate(high) {
+		return i + 6, nil
+	}
+	if high < 0xDC00 && i+12 < len(t) && t[i+6] == '\\' && t[i+7] == 'u' {
+		low, ok := hex4(t, i+8)
+		if !ok {
+			return 0, d.fault(`Invalid \uXXXX escape`, i+7)
+		}
+		if low >= 0xDC00 && low <= 0xDFFF {
+			return i + 12, nil
+		}
+	}
+	d.surrogates = true
+	return i + 6, nil
+}
+
+// hex4 reads the four hexadecimal digits at i.
+func hex4(t []byte, i int) (rune, bool) {
+	if i+4 > len(t) {
+		return 0, false
+	}
+	var r rune
+	for _, c := range t[i : i+4] {
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
+		case c >= 'A' && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return 0, false
+		}
+		r = r<<4 | rune(c)
+	}
+	return r, true
+}
+
+func (d *document) fault(reason string, i int) error {
+	return &syntaxError{reason: reason, offset: utf8.RuneCount(d.text[:min(i, len(d.text))])}
+}
+
+// unescape decodes the inside of a string that parse accepted, appended to dst.
+// A lone surrogate becomes the three bytes that UTF-8 would give it, so that the
+// result is not valid UTF-8.
+func unescape(dst, s []byte) []byte {
+	for i := 0; i < len(s); {
+		from := i
+		for i < len(s) && s[i] != '\\' {
+			i++
+		}
+		if dst = append(dst, s[from:i]...); i == len(s) {
+			break
+		}
+		c := s[i+1]
+		if i += 2; c != 'u' {
+			dst = append(dst, unescaped[c])
+			continue
+		}
+		r, _ := hex4(s, i)
+		if i += 4; !utf16.IsSurrogate(r) {
+			dst = utf8.AppendRune(dst, r)
+			continue
+		}
+		if i+6 <= len(s) && s[i] == '\\' && s[i+1] == 'u' {
+			low, _ := hex4(s, i+2)
+			if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
+				dst = utf8.AppendRune(dst, pair)
+				i += 6
+				continue
+			}
+		}
+		dst = append(dst, 0xE0|byte(r>>12), 0x80|byte(r>>6)&0x3F, 0x80|byte(r)&0x3F)
+	}
+	return dst
+}
+
+var unescaped = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
+
+// view is b as a string without a copy: b must not change while it is used.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// documents are kept for their memory.
+var documents = sync.Pool{New: func() any { return new(document) }}
+
+// maxPooledNodes is the largest tape kept in the pool (16 MiB); a body of a
+// million token ids must not hold its memory for ever.
+const maxPooledNodes = 1 << 20
+
+// release gives the document's memory back for reuse; nothing may refer to it
+// any more.
+func (d *document) release() {
+	if cap(d.nodes) > maxPooledNodes {
+		return
+	}
+	d.text = nil
+	documents.Put(d)
+}
