@@ -33,16 +33,25 @@ func (h *Hasher) SavesTail() bool { return h.saveTail }
 // Keys appends the keys of the full chunks of tokens in order and, if
 // SavesTail, that of what is left over.
 func (h *Hasher) Keys(dst []Key, tokens []uint32) []Key {
+	c := h.begin()
+	defer c.end()
+	tokens = h.chunked(tokens)
 	dst = slices.Grow(dst, (len(tokens)+h.chunkSize-1)/h.chunkSize)
-	h.each(tokens, func(l link) { dst = append(dst, l.key()) })
+	for chunk := range slices.Chunk(tokens, h.chunkSize) {
+		dst = append(dst, c.next(chunk).key())
+	}
 	return dst
 }
 
 // Texts is Keys as people read them: integers in decimal, digests that LMCache
 // does not fold into an integer in hex.
 func (h *Hasher) Texts(tokens []uint32) []string {
+	c := h.begin()
+	defer c.end()
 	texts := []string{}
-	h.each(tokens, func(l link) { texts = append(texts, h.text(l)) })
+	for chunk := range slices.Chunk(h.chunked(tokens), h.chunkSize) {
+		texts = append(texts, h.text(c.next(chunk)))
+	}
 	return texts
 }
 
@@ -64,7 +73,7 @@ func (l *link) key() Key {
 	return Key(l.n)
 }
 
-func (s *scheme) text(l link) string {
+func (s *scheme) text(l *link) string {
 	switch {
 	case l.size > 0:
 		return hex.EncodeToString(l.bytes[:l.size])
@@ -75,27 +84,46 @@ func (s *scheme) text(l link) string {
 	}
 }
 
-// encodings keeps the bytes of the chunk that is being hashed.
-var encodings = sync.Pool{New: func() any { return new([]byte) }}
-
-// each calls do with every link of the chain that tokens make.
-func (s *scheme) each(tokens []uint32, do func(link)) {
-	buf := encodings.Get().(*[]byte)
-	defer encodings.Put(buf)
-	l := s.none
-	for chunk := range slices.Chunk(tokens, s.chunkSize) {
-		if len(chunk) < s.chunkSize && !s.saveTail {
-			return
-		}
-		if s.function == builtin {
-			l.n = uint64(hashChunk(int64(l.n), chunk, s.extra)) //nolint:gosec // the bits of a signed integer
-		} else {
-			*buf = s.function.appendChunk((*buf)[:0], &l, chunk, s.extra)
-			l = s.function.sum(*buf)
-			if s.folded {
-				l = link{n: uint64(l.key())}
-			}
-		}
-		do(l)
+// chunked is the tokens that have a key.
+func (s *scheme) chunked(tokens []uint32) []uint32 {
+	if s.saveTail {
+		return tokens
 	}
+	return tokens[:len(tokens)-len(tokens)%s.chunkSize]
+}
+
+// chain makes link after link.
+type chain struct {
+	*scheme
+	last link
+	// encoding is what the last chunk was serialised into.
+	encoding []byte
+}
+
+var chains = sync.Pool{New: func() any { return new(chain) }}
+
+// begin starts a chain; who got it calls end.
+func (s *scheme) begin() *chain {
+	c := chains.Get().(*chain)
+	c.scheme, c.last = s, s.none
+	return c
+}
+
+func (c *chain) end() {
+	c.scheme = nil
+	chains.Put(c)
+}
+
+// next is the link of the chunk that follows. It is valid until the next call.
+func (c *chain) next(tokens []uint32) *link {
+	if c.function == builtin {
+		c.last.n = uint64(hashChunk(int64(c.last.n), tokens, c.extra)) //nolint:gosec // the bits of a signed integer
+		return &c.last
+	}
+	c.encoding = c.function.appendChunk(c.encoding[:0], &c.last, tokens, c.extra)
+	c.last = c.function.sum(c.encoding)
+	if c.folded {
+		c.last = link{n: uint64(c.last.key())}
+	}
+	return &c.last
 }

@@ -32,7 +32,7 @@ const (
 )
 
 // lockedKeys is how many keys are worked on under one hold of the lock: some
-// ten microseconds, the longest that a decision waits for a burst of reports.
+// tens of microseconds, the longest that a decision waits for a burst of reports.
 const lockedKeys = 64
 
 // Index remembers which chunks each worker has reported, in memory that

@@ -1,0 +1,5 @@
+//go:build !race
+
+package lmcache_test
+
+const raceDetector = false
