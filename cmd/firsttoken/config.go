@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +39,9 @@ type config struct {
 	Endpoints []discovery.Entry `yaml:"endpoints"`
 	// Discovery sets how the endpoints are watched.
 	Discovery discovery.Config `yaml:"discovery"`
-	// LMCache sets how what LMCache reports becomes cached prefixes.
-	LMCache lmcache.Config `yaml:"lmcache"`
+	// LMCache sets how engines report to us what they have cached, and how that
+	// becomes cached prefixes.
+	LMCache lmcacheConfig `yaml:"lmcache"`
 }
 
 func defaultConfig() config {
@@ -50,8 +52,34 @@ func defaultConfig() config {
 		Scoring:   scoring.DefaultConfig(),
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
-		LMCache:   lmcache.DefaultConfig(),
+		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig()},
 	}
+}
+
+// lmcacheConfig sets how engines report to us what they have cached.
+type lmcacheConfig struct {
+	// Enabled hosts the controller that LMCache in the engines reports to. If
+	// false, endpoints are chosen by their queued work alone.
+	Enabled        bool `yaml:"enabled"`
+	lmcache.Config `yaml:",inline"`
+	// Controller sets the sockets that LMCache workers connect to.
+	Controller lmcache.ControllerConfig `yaml:"controller"`
+}
+
+// Validate joins all faults, each beginning with its path below path.
+func (c lmcacheConfig) Validate(path string) error {
+	faults := []error{c.Config.Validate(path)}
+	if c.Enabled {
+		faults = append(faults, c.Controller.Validate(path+".controller"))
+	}
+	return errors.Join(faults...)
+}
+
+// asksForLMCache reports whether the operator counts on LMCache: then a build
+// without it is a fault, otherwise worth a warning only.
+func (c config) asksForLMCache() bool {
+	return c.LMCache.Controller != lmcache.DefaultControllerConfig() ||
+		slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.LMCache != discovery.LMCacheEntry{} })
 }
 
 // validate joins all faults of all sections, each beginning with its path.
@@ -133,6 +161,9 @@ type configFlags struct {
 	listen, adminListen, policy string
 	backends, lmcacheInstances  []string
 	model, tokenizer            string
+
+	lmcache                                     bool
+	lmcachePull, lmcacheReply, lmcacheHeartbeat string
 }
 
 func (f *configFlags) register(flags *pflag.FlagSet) {
@@ -145,6 +176,10 @@ func (f *configFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.policy, "policy", d.Scoring.Policy, "how to choose: "+strings.Join(scoring.PolicyIDs(), " or "))
 	flags.StringSliceVar(&f.backends, "backends", nil, "engines: host:port, http://host:port or https://host:port, with commas between (in place of endpoints in the file)")
 	flags.StringSliceVar(&f.lmcacheInstances, "lmcache-instances", nil, "LMCache instance `ids` of the backends, as many and in the same order")
+	flags.BoolVar(&f.lmcache, "lmcache", d.LMCache.Enabled, "host the controller that LMCache in the engines reports to")
+	flags.StringVar(&f.lmcachePull, "lmcache-pull", d.LMCache.Controller.Pull, "`address` for LMCache's controller_pull_url")
+	flags.StringVar(&f.lmcacheReply, "lmcache-reply", d.LMCache.Controller.Reply, "`address` for LMCache's controller_reply_url")
+	flags.StringVar(&f.lmcacheHeartbeat, "lmcache-heartbeat", d.LMCache.Controller.Heartbeat, "`address` for LMCache's heartbeats; empty: none")
 	flags.StringVar(&f.model, "model", "", "`name` of the model that the backends serve and --tokenizer belongs to")
 	flags.StringVar(&f.tokenizer, "tokenizer", "", "`folder` with the model's tokenizer.json, tokenizer_config.json and chat template")
 }
@@ -189,6 +224,11 @@ func (f *configFlags) apply(flags *pflag.FlagSet, cfg *config) []error {
 		"listen":       func() { cfg.Server.Listen = f.listen },
 		"admin-listen": func() { cfg.Admin.Listen = f.adminListen },
 		"policy":       func() { cfg.Scoring.Policy = f.policy },
+
+		"lmcache":           func() { cfg.LMCache.Enabled = f.lmcache },
+		"lmcache-pull":      func() { cfg.LMCache.Controller.Pull = f.lmcachePull },
+		"lmcache-reply":     func() { cfg.LMCache.Controller.Reply = f.lmcacheReply },
+		"lmcache-heartbeat": func() { cfg.LMCache.Controller.Heartbeat = f.lmcacheHeartbeat },
 	} {
 		if flags.Changed(name) {
 			set()
@@ -283,6 +323,10 @@ func (c config) summary() string {
 			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
 		}
 		b.WriteByte('\n')
+	}
+	if c.LMCache.Enabled {
+		fmt.Fprintf(&b, "LMCache controller at pull %s, reply %s, heartbeat %s\n",
+			c.LMCache.Controller.Pull, c.LMCache.Controller.Reply, cmp.Or(c.LMCache.Controller.Heartbeat, "none"))
 	}
 	for _, m := range c.Prompt.Models {
 		where := "the engines are asked for its tokens"

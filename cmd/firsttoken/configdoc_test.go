@@ -81,7 +81,7 @@ func (d *configDoc) page() string {
 	var b strings.Builder
 	b.WriteString(docHead)
 	defaults := reflect.ValueOf(defaultConfig())
-	for field := range defaults.Type().Fields() {
+	for _, field := range yamlFields(defaults.Type()) {
 		key := yamlKey(field)
 		fmt.Fprintf(&b, "\n### `%s`\n\n%s\n\n| key | default | meaning |\n| --- | --- | --- |\n", key, d.comment(defaults.Type(), field))
 		d.rows(&b, defaults.FieldByIndex(field.Index), key)
@@ -103,11 +103,8 @@ func (d *configDoc) rows(b *strings.Builder, v reflect.Value, path string) {
 			return
 		}
 		d.seen[v.Type()] = path
-		for field := range v.Type().Fields() {
+		for _, field := range yamlFields(v.Type()) {
 			key := yamlKey(field)
-			if key == "" {
-				continue
-			}
 			at, value := path+"."+key, v.FieldByIndex(field.Index)
 			below := value.Type()
 			if below.Kind() == reflect.Slice || below.Kind() == reflect.Map {
@@ -161,6 +158,9 @@ func shortDuration(d time.Duration) string {
 // comment is the doc comment of a struct's field, fit for a table.
 func (d *configDoc) comment(t reflect.Type, field reflect.StructField) string {
 	d.t.Helper()
+	for _, i := range field.Index[:len(field.Index)-1] {
+		t = t.Field(i).Type // The field is inlined from there.
+	}
 	name := t.Name() + "." + field.Name
 	text := d.parsed(t.PkgPath())[name]
 	if text == "" {

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +20,8 @@ import (
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/lmcache/zmq"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -57,6 +61,10 @@ type service struct {
 	log     *slog.Logger
 	started time.Time
 
+	// controller and source are nil where LMCache is off or not built in.
+	controller *lmcache.Controller
+	source     *lmcache.Source
+
 	picker  *scoring.Picker
 	encoder *prompt.Encoder
 	watcher *discovery.Watcher
@@ -79,6 +87,13 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 			s.close()
 		}
 	}()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// An LMCache worker that finds no controller when it starts never reports
+	// again, so nothing comes before these sockets.
+	if err := s.bindLMCache(registry); err != nil {
+		return nil, err
+	}
 	if s.adminListener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Admin.Listen); err != nil {
 		return nil, fmt.Errorf("admin.listen: %w", err)
 	}
@@ -86,16 +101,18 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, fmt.Errorf("server.listen: %w", err)
 	}
 
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
-	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng); err != nil {
+	var sources []scoring.CacheIndex
+	if s.source != nil {
+		sources = append(sources, s.source)
+	}
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, sources...); err != nil {
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker))
 
 	apiKey := os.Getenv(apiKeyVariable)
-	s.watcher, err = discovery.New(cfg.Discovery, cfg.Endpoints, apiKey, log, discovery.NewMetrics(registry), s.picker.SetEndpoints)
+	s.watcher, err = discovery.New(cfg.Discovery, cfg.Endpoints, apiKey, log, discovery.NewMetrics(registry), s.publish)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +138,65 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	return s, nil
 }
 
+// bindLMCache hosts the LMCache controller, if it is wanted.
+func (s *service) bindLMCache(registry prometheus.Registerer) error {
+	cfg := s.cfg.LMCache
+	if !cfg.Enabled {
+		return nil
+	}
+	index := lmcache.NewIndex(lmcache.IndexConfig{MaxKeys: cfg.MaxKeys})
+	controller, err := lmcache.NewController(cfg.Controller, index, s.log, lmcache.NewMetrics(registry))
+	switch {
+	case errors.Is(err, zmq.ErrNoZMQ) && !s.cfg.asksForLMCache():
+		s.log.Warn("this build has no ZeroMQ; endpoints are chosen without knowing what LMCache has cached")
+		return nil
+	case errors.Is(err, zmq.ErrNoZMQ):
+		return fmt.Errorf("lmcache: %w; write enabled: false, or take a build with ZeroMQ", err)
+	case err != nil:
+		return fmt.Errorf("lmcache.controller: %w; write other addresses, or lmcache.enabled: false (--lmcache=false) where there is no LMCache", err)
+	}
+	s.controller = controller
+	s.source, err = lmcache.NewSource(cfg.Config, index, controller, s.log)
+	if err != nil {
+		return fmt.Errorf("lmcache: %w", err)
+	}
+	return nil
+}
+
+// publish hands the list of endpoints to everybody who needs it. The cache
+// source comes first: the picker asks it about the endpoints it was given. An
+// instance whose endpoint is gone, and no other's, is forgotten.
+func (s *service) publish(endpoints []scoring.Endpoint) {
+	if s.source != nil {
+		before := s.source.Mapping().Instances
+		s.source.SetEndpoints(endpoints)
+		for _, instance := range orphans(before, s.source.Mapping().Instances, endpoints) {
+			s.log.Info("endpoint of LMCache instance is gone; forgetting what it has cached", "instance", instance)
+			s.controller.DropInstance(instance)
+		}
+	}
+	s.picker.SetEndpoints(endpoints)
+}
+
+// orphans are the instances that were mapped to endpoints which are gone, and
+// that no present endpoint has. A name that resolves anew keeps its instance:
+// it may have registered from there already.
+func orphans(before, now map[scoring.EndpointID]string, present []scoring.Endpoint) []string {
+	owned := make(map[string]bool, len(now))
+	for _, instance := range now {
+		owned[instance] = true
+	}
+	var gone []string
+	for id, instance := range before {
+		stays := slices.ContainsFunc(present, func(e scoring.Endpoint) bool { return e.ID == id })
+		if !stays && !owned[instance] {
+			gone = append(gone, instance)
+		}
+	}
+	slices.Sort(gone)
+	return gone
+}
+
 // renderer is the base URL of a ready engine that serves model.
 func (s *service) renderer(model string) (string, bool) {
 	var ready []scoring.Endpoint
@@ -139,6 +215,14 @@ func (s *service) renderer(model string) (string, bool) {
 type bound struct {
 	Listen string `json:"listen"`
 	Admin  string `json:"admin"`
+	// LMCache is absent where the controller is not hosted.
+	LMCache *boundLMCache `json:"lmcache,omitempty"`
+}
+
+type boundLMCache struct {
+	Pull      string `json:"pull"`
+	Reply     string `json:"reply"`
+	Heartbeat string `json:"heartbeat,omitempty"`
 }
 
 // run serves until ctx ends, drains and returns nil, or until a part fails. It
@@ -158,6 +242,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	defer cancel()
 	defer context.AfterFunc(failed, cancel)()
 
+	if s.controller != nil {
+		group.Go(func() error { return s.controller.Run(beside) })
+	}
 	group.Go(func() error { return s.watcher.Run(beside) })
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
@@ -184,7 +271,12 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 }
 
 func (s *service) bound() bound {
-	return bound{Listen: s.serverListener.Addr().String(), Admin: s.adminListener.Addr().String()}
+	b := bound{Listen: s.serverListener.Addr().String(), Admin: s.adminListener.Addr().String()}
+	if s.controller != nil {
+		addresses := boundLMCache(s.controller.Addresses())
+		b.LMCache = &addresses
+	}
+	return b
 }
 
 // expireInterval is how late a predicted first token may be noticed when no
@@ -210,6 +302,9 @@ func (s *service) expire(ctx context.Context) error {
 // close frees what newService took; what has a life of its own is closed
 // already.
 func (s *service) close() {
+	if s.controller != nil {
+		s.controller.Close()
+	}
 	for _, l := range []net.Listener{s.adminListener, s.serverListener} {
 		if l != nil {
 			_ = l.Close()

@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -18,6 +19,23 @@ type status struct {
 	// SecondsPerWork is what was learned of each model's engines: the time of
 	// one token attending to one position.
 	SecondsPerWork map[string]float64 `json:"seconds_per_work"`
+	// LMCache is null where the controller is not hosted.
+	LMCache *lmcacheStatus `json:"lmcache"`
+}
+
+// lmcacheStatus is what is known of the engines' caches.
+type lmcacheStatus struct {
+	Addresses boundLMCache           `json:"addresses"`
+	Workers   []lmcache.WorkerStatus `json:"workers"`
+	// Unmapped are endpoints without instance and instances without endpoint,
+	// with the reason.
+	Unmapped []unmapped `json:"unmapped"`
+}
+
+type unmapped struct {
+	Endpoint string `json:"endpoint,omitempty"`
+	Instance string `json:"instance,omitempty"`
+	Reason   string `json:"reason"`
 }
 
 // modelStatus is one model whose prompts are tokenized.
@@ -43,6 +61,8 @@ type endpointStatus struct {
 	QueuedWork    float64 `json:"queued_work"`
 	Waiting       int     `json:"waiting"`
 	Decoding      int     `json:"decoding"`
+	// Instance is the LMCache instance whose reports count here; empty: none.
+	Instance string `json:"lmcache_instance,omitempty"`
 }
 
 func (s *service) status() status {
@@ -63,6 +83,15 @@ func (s *service) status() status {
 	for _, m := range s.cfg.Prompt.Models {
 		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil})
 	}
+	var instances map[scoring.EndpointID]string
+	if s.source != nil {
+		mapping := s.source.Mapping()
+		instances = mapping.Instances
+		view.LMCache = &lmcacheStatus{Addresses: *s.bound().LMCache, Workers: s.controller.Status(), Unmapped: []unmapped{}}
+		for _, u := range mapping.Unmapped {
+			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
+		}
+	}
 	for _, e := range s.watcher.Status() {
 		o := owed[e.Endpoint.ID]
 		row := endpointStatus{
@@ -75,6 +104,7 @@ func (s *service) status() status {
 			QueuedWork:    float64(o.Queued),
 			Waiting:       o.Waiting,
 			Decoding:      o.Decoding,
+			Instance:      instances[e.Endpoint.ID],
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed

@@ -131,14 +131,16 @@ func (c *faultCollector) eachKey(n *yaml.Node, path string, f func(key, value *y
 	}
 }
 
-// yamlField is the field of a struct that a key is decoded into.
-func yamlField(t reflect.Type, key string) (reflect.StructField, bool) {
-	for field := range t.Fields() {
-		if yamlKey(field) == key && key != "" {
-			return field, true
+// yamlFields are the configured fields of a struct, those of inlined structs
+// in their place.
+func yamlFields(t reflect.Type) []reflect.StructField {
+	var fields []reflect.StructField
+	for _, field := range reflect.VisibleFields(t) {
+		if yamlKey(field) != "" {
+			fields = append(fields, field)
 		}
 	}
-	return reflect.StructField{}, false
+	return fields
 }
 
 // yamlKey is the key of a field; empty for one that is not configured.
@@ -150,12 +152,20 @@ func yamlKey(field reflect.StructField) string {
 	return key
 }
 
+// yamlField is the field of a struct that a key is decoded into.
+func yamlField(t reflect.Type, key string) (reflect.StructField, bool) {
+	for _, field := range yamlFields(t) {
+		if yamlKey(field) == key {
+			return field, true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
 func yamlKeys(t reflect.Type) []string {
 	var keys []string
-	for field := range t.Fields() {
-		if key := yamlKey(field); key != "" {
-			keys = append(keys, key)
-		}
+	for _, field := range yamlFields(t) {
+		keys = append(keys, yamlKey(field))
 	}
 	return keys
 }
