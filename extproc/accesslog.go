@@ -27,8 +27,20 @@ const (
 	recordForeign recordFate = "foreign"
 )
 
-// StreamAccessLogs takes Envoy's records until Envoy ends the stream.
+// StreamAccessLogs takes Envoy's records until Envoy ends the stream, which it
+// does not by itself: a server that stops must let go of it.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	ended := make(chan error, 1)
+	go func() { ended <- s.receiveRecords(stream) }() // ends with the stream, at the latest when this function returns
+	select {
+	case err := <-ended:
+		return err
+	case <-s.stopping.Done():
+		return errStopping
+	}
+}
+
+func (s *Server) receiveRecords(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	for {
 		msg, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

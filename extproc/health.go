@@ -5,7 +5,11 @@ import (
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 // livenessService is SERVING for as long as the process can answer at all.
@@ -41,6 +45,31 @@ func (s *Server) setReadyLocked(ready bool) {
 	}
 }
 
+// healthService is gRPC's own, whose watchers are let go when the server stops.
+type healthService struct {
+	*health.Server
+	stopping context.Context //nolint:containedctx // the server's life, not a call's
+}
+
+// Watch sends the status of a service and every change of it.
+func (h healthService) Watch(in *grpc_health_v1.HealthCheckRequest, stream grpc.ServerStreamingServer[grpc_health_v1.HealthCheckResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(h.stopping, cancel)()
+	return h.Server.Watch(in, watchStream{stream, ctx})
+}
+
+// watchStream is a stream that ends with its own context.
+type watchStream struct {
+	grpc.ServerStreamingServer[grpc_health_v1.HealthCheckResponse]
+	ctx context.Context //nolint:containedctx // takes the place of the stream's
+}
+
+func (w watchStream) Context() context.Context { return w.ctx }
+
+// errStopping ends streams that would never end by themselves.
+var errStopping = status.Error(codes.Unavailable, "the server stops")
+
 // Drain reports NOT_SERVING, goes on serving for the configured delay so that
 // every Envoy sees it, then takes no new stream and waits for the open ones.
 // When ctx is done, what is still open is cut.
@@ -56,7 +85,7 @@ func (s *Server) Drain(ctx context.Context) {
 	case <-seen.C:
 	case <-ctx.Done():
 	}
-	cut := context.AfterFunc(ctx, s.grpc.Stop)
-	defer cut()
+	s.stop()
+	defer context.AfterFunc(ctx, s.grpc.Stop)()
 	s.grpc.GracefulStop()
 }

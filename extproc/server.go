@@ -73,6 +73,9 @@ type Server struct {
 	replies  replies
 	grpc     *grpc.Server
 	health   *health.Server
+	// stopping is done when streams that would never end must be let go.
+	stopping context.Context //nolint:containedctx // the server's life, not a call's
+	stop     context.CancelFunc
 
 	sampler sampler
 
@@ -98,6 +101,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		health:   health.NewServer(),
 		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
 	}
+	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
 		// Replies in full duplex are chunks; nothing larger is ever sent.
@@ -107,7 +111,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 	)
 	extprocv3.RegisterExternalProcessorServer(s.grpc, s)
 	accesslogv3.RegisterAccessLogServiceServer(s.grpc, s)
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	grpc_health_v1.RegisterHealthServer(s.grpc, healthService{s.health, s.stopping})
 	s.SetReady(false)
 	return s
 }

@@ -78,7 +78,9 @@ func startEnvoyWith(t *testing.T, config []byte) *proxy {
 		_ = cmd.Process.Kill()
 		<-exited
 		if t.Failed() {
-			t.Logf("envoy said:\n%s", p.output)
+			const enough = 4 << 10
+			said := p.output.String()
+			t.Logf("envoy said:\n%s", said[max(0, len(said)-enough):])
 		}
 	})
 	eventually(t, "Envoy writes its admin address", func() bool {
