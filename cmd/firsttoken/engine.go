@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,7 +41,7 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 				return err
 			}
 			defer server.Close()
-			l, err := (&net.ListenConfig{}).Listen(cmd.Context(), "tcp", listen)
+			l, err := listenOn(cmd.Context(), listen)
 			if err != nil {
 				return err
 			}
@@ -51,7 +50,7 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&listen, "listen", "127.0.0.1:8000", "address to serve on; port 0 takes a free one")
+	f.StringVar(&listen, "listen", "127.0.0.1:8000", "address to serve on; port 0 takes a free one, fd:N a port opened by the parent process")
 	f.StringSliceVar(&cfg.Models, "model", nil, "names served, the first is the engine's own")
 	f.StringVar(&profile, "profile", cfg.Profile.Name, "speed and size: "+strings.Join(simulator.ProfileNames(), ", "))
 	f.Float64Var(&cfg.TimeScale, "time-scale", cfg.TimeScale, "seconds that pass for one of the profile's; 0.1 runs ten times as fast")
