@@ -24,7 +24,7 @@ func appendCBORHead(b []byte, major byte, n uint64) []byte {
 	case n < 1<<8:
 		return append(b, major|24, byte(n))
 	case n < 1<<16:
-		return append(b, major|25, byte(n>>8), byte(n))
+		return binary.BigEndian.AppendUint16(append(b, major|25), uint16(n))
 	case n < 1<<32:
 		return binary.BigEndian.AppendUint32(append(b, major|26), uint32(n))
 	default:
@@ -43,7 +43,7 @@ func appendCBORChunk(b []byte, prev *link, tokens []uint32, x extra) []byte {
 		b = appendCBORHead(b, cborArray, 3)
 	}
 	if prev.size > 0 {
-		b = append(appendCBORHead(b, cborBytes, uint64(prev.size)), prev.bytes[:prev.size]...) //nolint:gosec // at most 32
+		b = append(appendCBORHead(b, cborBytes, uint64(prev.size)), prev.bytes[:prev.size]...)
 	} else {
 		b = appendCBORHead(b, cborUint, prev.n)
 	}

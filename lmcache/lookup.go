@@ -114,6 +114,9 @@ func (s *Source) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 	work := lookups.Get().(*lookup)
 	defer lookups.Put(work)
 	for _, q := range work.ask(s, p, endpoints) {
+		if len(q.instances) == 0 {
+			continue
+		}
 		for i := range p.Sequences {
 			tokens := q.hasher.comparable(p, i)
 			work.keys = q.hasher.Keys(work.keys[:0], tokens)

@@ -97,7 +97,7 @@ func (s *scheme) parseNone(text string) (link, string, error) {
 // integer is a NONE_HASH that is a number of any size.
 func (s *scheme) integer(n *big.Int) (link, string, error) {
 	if s.function == builtin {
-		return link{n: uint64(hashBigInt(n))}, n.String(), nil
+		return link{n: uint64(hashBigInt(n))}, n.String(), nil //nolint:gosec // the bits of a signed integer
 	}
 	return link{n: n.Uint64()}, n.String(), nil
 }

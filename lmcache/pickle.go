@@ -18,8 +18,6 @@ const (
 	pickleNone          = 'N'
 	pickleEmptyTuple    = ')'
 	pickleMark          = '('
-	pickleTuple         = 't'
-	pickleTuple1        = 0x85 // TUPLE2 and TUPLE3 follow
 	pickleBinInt1       = 'K'
 	pickleBinInt2       = 'M'
 	pickleBinInt        = 'J'
@@ -27,6 +25,9 @@ const (
 	pickleShortBinBytes = 'C'
 	pickleShortUnicode  = 0x8c
 )
+
+// pickleTuple has the opcode that makes a tuple of 1, 2, 3 and of more items.
+var pickleTuple = [...]byte{1: 0x85, 2: 0x86, 3: 0x87, 4: 't'}
 
 // beginPickle appends a header whose frame length endPickle fills in.
 func beginPickle(b []byte) []byte {
@@ -46,13 +47,13 @@ func appendPickledInt(b []byte, n uint64) []byte {
 	case n < 1<<8:
 		return append(b, pickleBinInt1, byte(n))
 	case n < 1<<16:
-		return append(b, pickleBinInt2, byte(n), byte(n>>8))
+		return binary.LittleEndian.AppendUint16(append(b, pickleBinInt2), uint16(n))
 	case n < 1<<31:
 		return binary.LittleEndian.AppendUint32(append(b, pickleBinInt), uint32(n))
 	}
 	// Two's complement, little-endian, with room for the sign bit.
 	size := bits.Len64(n)/8 + 1
-	b = append(b, pickleLong1, byte(size))
+	b = append(b, pickleLong1, byte(size)) //nolint:gosec // at most 9
 	for range size {
 		b = append(b, byte(n))
 		n >>= 8
@@ -63,7 +64,7 @@ func appendPickledInt(b []byte, n uint64) []byte {
 // appendPickledString pickles an ASCII string of less than 256 bytes.
 func appendPickledString(b []byte, text string) []byte {
 	start := len(b)
-	b = append(beginPickle(b), pickleShortUnicode, byte(len(text)))
+	b = append(beginPickle(b), pickleShortUnicode, byte(len(text))) //nolint:gosec // below 256
 	b = append(b, text...)
 	return endPickle(append(b, pickleMemoize), start)
 }
@@ -72,7 +73,7 @@ func appendPickledChunk(b []byte, prev *link, tokens []uint32, x extra) []byte {
 	start := len(b)
 	b = beginPickle(b)
 	if prev.size > 0 {
-		b = append(b, pickleShortBinBytes, byte(prev.size))
+		b = append(b, pickleShortBinBytes, byte(prev.size)) //nolint:gosec // at most 32
 		b = append(b, prev.bytes[:prev.size]...)
 		b = append(b, pickleMemoize)
 	} else {
@@ -84,21 +85,14 @@ func appendPickledChunk(b []byte, prev *link, tokens []uint32, x extra) []byte {
 	for _, id := range tokens {
 		b = appendPickledInt(b, uint64(id))
 	}
-	switch {
-	case len(tokens) > 3:
-		b = append(b, pickleTuple, pickleMemoize)
-	default:
-		b = append(b, pickleTuple1+byte(len(tokens)-1), pickleMemoize)
-	}
-	items := 3
+	b = append(b, pickleTuple[min(len(tokens), 4)], pickleMemoize)
 	switch x {
 	case extraNone:
-		b = append(b, pickleNone)
+		b = append(b, pickleNone, pickleTuple[3])
 	case extraEmpty:
-		b = append(b, pickleEmptyTuple)
+		b = append(b, pickleEmptyTuple, pickleTuple[3])
 	case extraAbsent:
-		items = 2
+		b = append(b, pickleTuple[2])
 	}
-	b = append(b, pickleTuple1+byte(items-1), pickleMemoize)
-	return endPickle(b, start)
+	return endPickle(append(b, pickleMemoize), start)
 }

@@ -84,7 +84,7 @@ func hashString(seed uint32, text string, rounds func() (c, d int)) int64 {
 		x := seed
 		for i := range key {
 			x = x*214013 + 2531011
-			key[i] = byte(x >> 16)
+			key[i] = byte(x >> 16 & 0xff)
 		}
 	}
 	c, d := rounds()
