@@ -43,7 +43,7 @@ func (c Config) Validate(path string) error {
 		}
 	}
 	for _, model := range slices.Sorted(maps.Keys(c.Models)) {
-		if err := c.HasGroup(c.Models[model]); err != nil {
+		if err := c.groupFault(c.Models[model]); err != nil {
 			faults = append(faults, fmt.Errorf("%s.models.%s: %w", path, model, err))
 		}
 	}
@@ -53,8 +53,8 @@ func (c Config) Validate(path string) error {
 	return errors.Join(faults...)
 }
 
-// HasGroup is an error that lists the groups where there is none of that name.
-func (c Config) HasGroup(name string) error {
+// groupFault is an error that lists the groups where there is none of that name.
+func (c Config) groupFault(name string) error {
 	if _, ok := c.Groups[name]; ok {
 		return nil
 	}

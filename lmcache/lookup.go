@@ -284,7 +284,7 @@ func newKeyGroups(cfg Config) (keyGroups, error) {
 	}
 	for model, name := range cfg.Models {
 		if g.byModel[model] = g.byName[name]; g.byModel[model] == nil {
-			faults = append(faults, cfg.HasGroup(name))
+			faults = append(faults, cfg.groupFault(name))
 		}
 	}
 	return g, errors.Join(faults...)

@@ -117,6 +117,12 @@ func TestMapInstances(t *testing.T) {
 			"a=x",
 		},
 		{
+			"replaced at one address, gone at all",
+			[]string{"a 10.0.0.1:8000 worker=9001"},
+			[]string{"x 10.0.0.1 9000 1 10.0.0.1 9001 2", "y 10.0.0.1 9000 3"},
+			"!a: no LMCache worker has registered as 10.0.0.1:9001 !x: replaced by y !y: the endpoint with its ip",
+		},
+		{
 			"what is named for one endpoint is nobody else's",
 			[]string{"a 10.0.0.1:8000 instance=x", "b 10.0.0.2:8000"},
 			[]string{"x 10.0.0.2 9000 1"},
