@@ -146,6 +146,13 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 	if err := c.findMedia(ctx, &p, template, turns, now); err != nil {
 		return Encoded{}, err
 	}
+	for i := range turns {
+		for _, part := range turns[i].parts {
+			if part.kind == partMedia {
+				p.media++
+			}
+		}
+	}
 	return Encoded{Prompts: []EncodedPrompt{p}}, nil
 }
 

@@ -33,7 +33,11 @@ func (m *Model) completion(ctx context.Context, f *fields) (Encoded, error) {
 	if fault := m.serves(name); fault != nil {
 		return Encoded{}, fault
 	}
-	if m.remote == RemoteMistral {
+	text := false
+	for _, p := range prompts {
+		text = text || p.text.kind() == kindString
+	}
+	if text && (m.tokenizer == nil || m.remote == RemoteMistral) {
 		return Encoded{Remote: m.remote}, nil
 	}
 	if f.promptEmbeds.present() {

@@ -1,10 +1,22 @@
 package prompt
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -26,40 +38,343 @@ type Options struct {
 // Encoder turns requests into prompts for all configured models. It is safe for
 // concurrent use.
 type Encoder struct {
-	cfg  Config
-	opts Options
+	// Set once by NewEncoder.
+	cfg      Config
+	log      *slog.Logger
+	metrics  *Metrics
+	now      func() time.Time
+	models   map[string]*served // by name and alias
+	only     *served            // the model, where there is one
+	renderer *renderer          // nil: engines are not asked
+	slots    *semaphore.Weighted
+	stop     context.CancelFunc // ends load
+
+	loaded  chan struct{} // closed by load when it ends
+	loadErr error         // written before loaded is closed
+
+	// work counts load and the encodings in progress, which may outlive Encode.
+	work sync.WaitGroup
 }
 
-// NewEncoder returns at once; the tokenizers are loaded by a goroutine that
-// ends when all are loaded or Close is called. Until a model is loaded its
-// prompts come from the engine or are estimated. The error names every fault of
-// cfg.
-func NewEncoder(cfg Config, opts Options) (*Encoder, error) {
+// served is one configured model.
+type served struct {
+	cfg   ModelConfig
+	zone  *time.Location
+	model atomic.Pointer[Model] // never nil; replaced by load when it is loaded
+}
+
+// NewEncoder returns at once; the tokenizers are loaded by a goroutine that ends
+// when all are loaded or Close is called. Until a model is loaded its prompts
+// come from the engine or are estimated. The error names every fault of cfg.
+func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 	if err := cfg.Validate("prompt"); err != nil {
 		return nil, err
 	}
-	return &Encoder{cfg: cfg, opts: opts}, nil
+	if cfg.MaxConcurrent == 0 {
+		cfg.MaxConcurrent = runtime.GOMAXPROCS(0)
+	}
+	e := &Encoder{
+		cfg:     cfg,
+		log:     o.Log,
+		metrics: o.Metrics,
+		now:     o.Now,
+		models:  map[string]*served{},
+		slots:   semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
+		loaded:  make(chan struct{}),
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	if e.metrics == nil {
+		e.metrics = NewMetrics(prometheus.NewRegistry())
+	}
+	if e.now == nil {
+		e.now = time.Now
+	}
+	if o.Endpoint != nil {
+		e.renderer = newRenderer(o, cfg.RemoteMaxConcurrent)
+	}
+	list := make([]*served, 0, len(cfg.Models))
+	for _, m := range cfg.Models {
+		s := &served{cfg: m.withDefaults(), zone: time.Local}
+		if m.TimeZone != "" {
+			s.zone, _ = time.LoadLocation(m.TimeZone) // Validate did it before
+		}
+		why := RemoteLoading
+		if m.Tokenizer == "" || s.cfg.Mode == "remote" {
+			why = RemoteNoTokenizer
+		}
+		s.model.Store(unloaded(s.cfg, why))
+		e.metrics.loaded.WithLabelValues(m.Name).Set(0)
+		for _, name := range append([]string{m.Name}, m.Aliases...) {
+			e.models[name] = s
+		}
+		list = append(list, s)
+	}
+	if len(list) == 1 {
+		e.only = list[0]
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	e.work.Go(func() { e.load(ctx, list) })
+	return e, nil
 }
 
-// Encode is the prompt of one request, at the latest when ctx ends. The error is
-// nil or a *RequestError, and that only for what no engine would accept: a body
-// of a generation path that is not JSON or not an object. Whatever else goes
-// wrong gives a Prompt with an estimated length.
-func (e *Encoder) Encode(ctx context.Context, r Request) (*scoring.Prompt, error) {
-	return &scoring.Prompt{Source: scoring.TokensNone}, nil
+// load loads one model after the other.
+func (e *Encoder) load(ctx context.Context, list []*served) {
+	defer close(e.loaded)
+	var errs []error
+	for _, s := range list {
+		if s.cfg.Tokenizer == "" || s.cfg.Mode == "remote" {
+			continue
+		}
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("model %s: not loaded: %w", s.cfg.Name, ctx.Err()))
+			break
+		}
+		begin := time.Now()
+		m, err := loadModel(s.cfg, native.Options{MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("model %s: %w", s.cfg.Name, err))
+			s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))
+			e.log.Error("tokenizer not loaded; prompts are rendered by the engine or estimated", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "error", err)
+			continue
+		}
+		s.model.Store(m)
+		e.metrics.loaded.WithLabelValues(s.cfg.Name).Set(1)
+		e.log.Info("tokenizer loaded", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "engine", s.cfg.Engine,
+			"content_format", m.ContentFormat(), "remote", string(m.remote), "seconds", time.Since(begin).Seconds())
+	}
+	e.loadErr = errors.Join(errs...)
 }
 
 // Ready reports whether every model that this process tokenizes is loaded, or
 // has failed to load.
-func (e *Encoder) Ready() bool { return true }
+func (e *Encoder) Ready() bool {
+	select {
+	case <-e.loaded:
+		return true
+	default:
+		return false
+	}
+}
 
 // Wait returns when Ready, with the joined errors of loading, or with ctx's.
-func (e *Encoder) Wait(ctx context.Context) error { return nil }
+func (e *Encoder) Wait(ctx context.Context) error {
+	select {
+	case <-e.loaded:
+		return e.loadErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Model is the loaded model of that name or alias; nil where it is unknown or
-// not loaded.
-func (e *Encoder) Model(name string) *Model { return nil }
+// not loaded. It belongs to the Encoder.
+func (e *Encoder) Model(name string) *Model {
+	if s := e.models[name]; s != nil {
+		if m := s.model.Load(); m.tokenizer != nil {
+			return m
+		}
+	}
+	return nil
+}
 
-// Close stops loading, waits for tokenizations in flight and frees the
+// Close stops loading, waits for the encodings in progress and frees the
 // tokenizers. Encode must not be called after it.
-func (e *Encoder) Close() {}
+func (e *Encoder) Close() {
+	e.stop()
+	e.work.Wait()
+	for _, s := range e.models {
+		s.model.Load().Close()
+	}
+	if e.renderer != nil {
+		e.renderer.client.CloseIdleConnections()
+	}
+}
+
+// Encode is the prompt of one request, at the latest when ctx ends. The error is
+// nil or a *RequestError, and that only for what no engine would accept: a body
+// of a generation path that is not JSON, or not an object. Whatever else goes
+// wrong gives a Prompt with an estimated length. The body must not be changed
+// afterwards: an encoding that outlives ctx still reads it.
+func (e *Encoder) Encode(ctx context.Context, r Request) (*scoring.Prompt, error) {
+	begin := time.Now()
+	p, why, err := e.prompt(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if why != fallbackNone {
+		e.metrics.fallbacks.WithLabelValues(string(why)).Inc()
+	}
+	e.metrics.prompts.WithLabelValues(string(p.Source)).Inc()
+	e.metrics.seconds.WithLabelValues(string(p.Source)).Observe(time.Since(begin).Seconds())
+	return p, nil
+}
+
+func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallback, error) {
+	none := &scoring.Prompt{Source: scoring.TokensNone}
+	if r.Method != "" && r.Method != http.MethodPost || r.ContentEncoding != "" && !strings.EqualFold(r.ContentEncoding, "identity") {
+		return none, fallbackNone, nil
+	}
+	path := generationPath(r.Path)
+	if !isJSON(r.ContentType) {
+		if path == "" {
+			return none, fallbackNone, nil
+		}
+		return none, fallbackMedia, nil
+	}
+	d := documents.Get().(*document) //nolint:forcetypeassert // the pool holds nothing else
+	d.shallow = path == "" || len(r.Body) > e.cfg.MaxInputBytes
+	if isWide(r.Body) {
+		d.release()
+		return none, fallbackNotText, nil
+	}
+	if err := parseBody(d, r.Body); err != nil {
+		d.release()
+		var fault *RequestError
+		switch {
+		case path == "":
+			return none, fallbackNone, nil
+		case errors.As(err, &fault) && fault.Param != "":
+			return nil, fallbackNone, fault
+		}
+		return none, fallbackNotText, nil
+	}
+	f := readFields(d.root())
+	p := &scoring.Prompt{Source: scoring.TokensNone}
+	if f.model.kind() == kindString {
+		p.Model = strings.Clone(f.model.str())
+	}
+	if path == "" {
+		d.release()
+		return p, fallbackNone, nil
+	}
+	p.Streamed, p.NoCache = f.streamed(), f.uncached(path)
+	j := job{path: path, body: r.Body, doc: d, fields: f}
+	j.tokenizable = !f.truncatePromptTokens.present() && (path == chatPath || f.prompt.kind() == kindString)
+	return p, e.fill(ctx, p, j), nil
+}
+
+// generationPath is the path that generates tokens from a prompt; empty for all
+// others, the render paths too.
+func generationPath(path string) string {
+	if path, _, _ = strings.Cut(path, "?"); path == chatPath || path == completionPath {
+		return path
+	}
+	return ""
+}
+
+// isWide: the body is JSON in UTF-16 or UTF-32, which the engine's web layer
+// reads and this package does not.
+func isWide(body []byte) bool { return bytes.IndexByte(body[:min(len(body), 4)], 0) >= 0 }
+
+// job is one generation request. Whoever ends it releases the document.
+type job struct {
+	path   string
+	body   []byte
+	doc    *document
+	fields fields
+	// tokenizable: an engine's /tokenize gives the same ids as its render.
+	tokenizable bool
+}
+
+// fill gives p its sequences, and says why where they have no token ids. It
+// releases the job's document.
+func (e *Encoder) fill(ctx context.Context, p *scoring.Prompt, j job) fallback {
+	guessed := estimate(j.path, &j.fields)
+	copies := guessed[0].Copies
+	prompts, source, why := e.encode(ctx, p.Model, j)
+	if why != fallbackNone {
+		p.Sequences, p.Source = guessed, scoring.TokensEstimated
+		return why
+	}
+	p.Source = source
+	p.Sequences = make([]scoring.Sequence, len(prompts))
+	for i, q := range prompts {
+		s := &p.Sequences[i]
+		s.TokenIDs, s.Usable, s.Copies = q.TokenIDs, scoring.Tokens(q.UsablePrefix), copies
+		s.Length = scoring.Tokens(len(q.TokenIDs)) + scoring.Tokens(q.media*mediaTokens)
+	}
+	return fallbackNone
+}
+
+// encode gets the token ids of the job, here or from an engine.
+func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedPrompt, scoring.TokenSource, fallback) {
+	s := e.only
+	if name != "" || s == nil {
+		s = e.models[name]
+	}
+	switch {
+	case s == nil:
+		j.doc.release()
+		return nil, "", fallbackModel
+	case j.doc.shallow:
+		j.doc.release()
+		return nil, "", fallbackTooLarge
+	}
+	got, err := e.encodeHere(ctx, s, j)
+	var fault *RequestError
+	switch {
+	case errors.As(err, &fault):
+		return nil, "", fallbackRefused
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return nil, "", fallbackDeadline
+	case errors.Is(err, native.ErrInputTooLarge), errors.Is(err, errTooDeep):
+		return nil, "", fallbackTooLarge
+	case err != nil:
+		e.log.Warn("prompt not tokenized", "model", s.cfg.Name, "error", err)
+		return nil, "", fallbackFailed
+	case got.Remote == RemoteNone && got.Prompts[0].Text == "" && j.path == completionPath:
+		return got.Prompts, scoring.TokensGiven, fallbackNone
+	case got.Remote == RemoteNone:
+		return got.Prompts, scoring.TokensNative, fallbackNone
+	case e.renderer == nil || s.cfg.Mode == "native":
+		return nil, "", fallback(got.Remote)
+	}
+	return e.encodeThere(ctx, s, j)
+}
+
+// encodeHere runs the model's encoding in a goroutine of its own, which keeps
+// its slot and the document until it is done, also where ctx ends before.
+func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (Encoded, error) {
+	if err := e.slots.Acquire(ctx, 1); err != nil {
+		j.doc.release()
+		return Encoded{}, err
+	}
+	type result struct {
+		encoded Encoded
+		err     error
+	}
+	done := make(chan result, 1)
+	e.work.Go(func() {
+		defer e.slots.Release(1)
+		defer j.doc.release()
+		fields := j.fields
+		encoded, err := s.model.Load().encode(ctx, j.path, &fields, e.now().In(s.zone), true)
+		done <- result{encoded, err}
+	})
+	select {
+	case r := <-done:
+		return r.encoded, r.err
+	case <-ctx.Done():
+		return Encoded{}, ctx.Err()
+	}
+}
+
+// encodeThere asks an engine. The job's document is gone.
+func (e *Encoder) encodeThere(ctx context.Context, s *served, j job) ([]EncodedPrompt, scoring.TokenSource, fallback) {
+	limited, cancel := context.WithTimeout(ctx, e.cfg.RemoteTimeout)
+	defer cancel()
+	prompts, err := e.renderer.render(limited, s.cfg.Name, j.path, j.body, j.tokenizable)
+	switch {
+	case err == nil:
+		return prompts, scoring.TokensRemote, fallbackNone
+	case errors.Is(err, errBusy):
+		return nil, "", fallbackRemoteBusy
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return nil, "", fallbackSlow
+	}
+	e.log.Debug("engine did not render the prompt", "model", s.cfg.Name, "error", err)
+	return nil, "", fallbackRemote
+}

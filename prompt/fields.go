@@ -10,7 +10,7 @@ type fields struct {
 	reasoningEffort, documents, chatTemplate, templateKwargs             value
 	addGenerationPrompt, continueFinalMessage, addSpecialTokens          value
 	truncatePromptTokens, truncationSide, maxTokens, maxCompletionTokens value
-	suffix, echo, logprobs, promptLogprobs                               value
+	suffix, echo, logprobs, topLogprobs, promptLogprobs                  value
 	n, stream                                                            value
 }
 
@@ -56,6 +56,8 @@ func (f *fields) member(key string) *value {
 		return &f.echo
 	case "logprobs":
 		return &f.logprobs
+	case "top_logprobs":
+		return &f.topLogprobs
 	case "prompt_logprobs":
 		return &f.promptLogprobs
 	case "n":
@@ -94,14 +96,19 @@ func (f *fields) streamed() bool {
 }
 
 // uncached: the engine has to compute every position to tell its probability,
-// so that nothing it holds is of use. Echoed logprobs are asked for by
-// completions only.
-func (f *fields) uncached(completion bool) bool {
+// so that nothing it holds is of use. An echo asks for that too, where the
+// answer's logprobs are asked for; in chats they are by default.
+func (f *fields) uncached(path string) bool {
 	if f.promptLogprobs.present() {
 		return true
 	}
-	echo, _ := f.echo.boolean()
-	return completion && echo && f.logprobs.present()
+	if echo, _ := f.echo.boolean(); !echo {
+		return false
+	}
+	if path == chatPath {
+		return f.topLogprobs.kind() != kindNull
+	}
+	return f.logprobs.present()
 }
 
 // reader takes the fields that both kinds of request share, and keeps the first

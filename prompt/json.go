@@ -1,6 +1,7 @@
 package prompt
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"sync"
@@ -43,6 +44,9 @@ type document struct {
 	text  []byte
 	nodes []node
 	stack []uint32 // indices of the open arrays and objects
+	// shallow keeps the values of the outermost array or object only, so that the
+	// tape of a huge text stays small. Set before parse.
+	shallow bool
 	// surrogates: some string holds an escaped surrogate without its other
 	// half, which no tokenizer takes.
 	surrogates bool
@@ -159,9 +163,12 @@ func (d *document) closeAll(i int) (int, error) {
 
 // close ends the innermost open value, whose bracket is at i.
 func (d *document) close(i int) int {
-	open := &d.nodes[d.stack[len(d.stack)-1]]
-	open.end, open.next = uint32(i+1), uint32(len(d.nodes))
+	at := d.stack[len(d.stack)-1]
 	d.stack = d.stack[:len(d.stack)-1]
+	if d.shallow && len(d.stack) > 0 {
+		d.nodes = d.nodes[:at+1]
+	}
+	d.nodes[at].end, d.nodes[at].next = uint32(i+1), uint32(len(d.nodes))
 	return i + 1
 }
 
@@ -194,6 +201,9 @@ func (d *document) blank(i int) int {
 
 // push appends a node that holds nothing yet and gives its index.
 func (d *document) push(n node) uint32 {
+	if d.shallow && len(d.stack) > 1 && n.kind != kindArray && n.kind != kindObject {
+		return 0
+	}
 	n.next = uint32(len(d.nodes) + 1)
 	d.nodes = append(d.nodes, n)
 	return n.next - 1
@@ -225,10 +235,10 @@ func (d *document) number(i int) (int, bool, error) {
 		i++
 	case digits():
 	case i > start && i < len(t) && t[i] == 'I':
-		if _, _, err := d.literal(i, "Infinity", kindFloat); err != nil {
+		if !bytes.HasPrefix(t[i:], []byte("Infinity")) {
 			return 0, false, d.fault("Expecting value", start)
 		}
-		d.nodes[len(d.nodes)-1].start = uint32(start)
+		d.push(node{kind: kindFloat, start: uint32(start), end: uint32(i + len("Infinity"))})
 		return i + len("Infinity"), false, nil
 	default:
 		return 0, false, d.fault("Expecting value", start)
@@ -403,6 +413,6 @@ func (d *document) release() {
 	if cap(d.nodes) > maxPooledNodes {
 		return
 	}
-	d.text = nil
+	d.text, d.shallow = nil, false
 	documents.Put(d)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -162,6 +163,10 @@ func (m *Model) warmUp() error {
 	return nil
 }
 
+// unloaded stands for a model whose tokenizer is not there: it encodes what needs
+// none, and for all else says why.
+func unloaded(cfg ModelConfig, why Remote) *Model { return &Model{cfg: cfg, remote: why} }
+
 // Close frees the tokenizer, once the calls in progress are done. Later calls
 // fail.
 func (m *Model) Close() {
@@ -197,6 +202,11 @@ func endpoint(path string) string {
 // sampling parameters are the engine's to find. Templates that name the date
 // print now, in now's location.
 func (m *Model) Encode(ctx context.Context, r Request, now time.Time) (Encoded, error) {
+	path := endpoint(r.Path)
+	if path == "" {
+		return Encoded{}, &RequestError{Status: http.StatusNotFound, Type: typeUnknown, Param: "path",
+			Message: fmt.Sprintf("%q has no prompt; %s and %s have, and their /render", r.Path, chatPath, completionPath)}
+	}
 	if !isJSON(r.ContentType) {
 		return Encoded{}, wrongMediaType()
 	}
@@ -206,7 +216,7 @@ func (m *Model) Encode(ctx context.Context, r Request, now time.Time) (Encoded, 
 		return Encoded{}, err
 	}
 	f := readFields(d.root())
-	encoded, err := m.encode(ctx, endpoint(r.Path), &f, now, false)
+	encoded, err := m.encode(ctx, path, &f, now, false)
 	for i := range encoded.Prompts {
 		// A completion's text is still part of the body.
 		encoded.Prompts[i].Text = strings.Clone(encoded.Prompts[i].Text)
@@ -214,17 +224,12 @@ func (m *Model) Encode(ctx context.Context, r Request, now time.Time) (Encoded, 
 	return encoded, err
 }
 
-// errNotGeneration: the path has no prompt.
-var errNotGeneration = errors.New("the path is neither " + chatPath + " nor " + completionPath)
-
+// encode is Encode of a body that was read. path is a generation path.
 func (m *Model) encode(ctx context.Context, path string, f *fields, now time.Time, lenient bool) (Encoded, error) {
-	switch path {
-	case chatPath:
+	if path == chatPath {
 		return m.chat(ctx, f, now, lenient)
-	case completionPath:
-		return m.completion(ctx, f)
 	}
-	return Encoded{}, errNotGeneration
+	return m.completion(ctx, f)
 }
 
 // isJSON: vLLM takes application/json, in any case and with any parameters, and

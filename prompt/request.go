@@ -33,22 +33,29 @@ func (e *RequestError) Error() string {
 	return fmt.Sprintf("%d %s: %s", e.Status, e.Type, e.Message)
 }
 
+// ErrorObject is the object under "error" in the answer.
+type ErrorObject struct {
+	Message string  `json:"message"`
+	Type    string  `json:"type"`
+	Param   *string `json:"param"`
+	Code    int     `json:"code"`
+}
+
+// Object is the error as it is written.
+func (e *RequestError) Object() ErrorObject {
+	o := ErrorObject{Message: e.Message, Type: e.Type, Code: e.Status}
+	if e.Param != "" {
+		o.Param = &e.Param
+	}
+	return o
+}
+
 // MarshalJSON writes the body of the answer: {"error":{"message","type",
 // "param","code"}}.
 func (e *RequestError) MarshalJSON() ([]byte, error) {
-	var body struct {
-		Error struct {
-			Message string  `json:"message"`
-			Type    string  `json:"type"`
-			Param   *string `json:"param"`
-			Code    int     `json:"code"`
-		} `json:"error"`
-	}
-	body.Error.Message, body.Error.Type, body.Error.Code = e.Message, e.Type, e.Status
-	if e.Param != "" {
-		body.Error.Param = &e.Param
-	}
-	return json.Marshal(body)
+	return json.Marshal(struct {
+		Error ErrorObject `json:"error"`
+	}{e.Object()})
 }
 
 // Encoded is the exact prompt of one request to one model.
@@ -67,6 +74,8 @@ type EncodedPrompt struct {
 	// UsablePrefix is the number of leading ids that are certain; what follows
 	// (from the first image on) depends on data this process does not read.
 	UsablePrefix int
+
+	media int // images and the like, whose tokens are not among TokenIDs
 }
 
 // Remote says why ids can only come from the engine. The values label metrics.

@@ -35,6 +35,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newCheckCommand(),
 		newDemoCommand(),
+		newEncodeCommand(),
 		newEngineCommand(),
 		newKeysCommand(),
 		newServeCommand(),
