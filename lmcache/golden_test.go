@@ -73,7 +73,9 @@ func loadGolden(tb testing.TB) (records []goldenRecord, tokens map[string][]uint
 }
 
 // TestGoldenKeys makes every key that the real token databases made, and again
-// with the NONE_HASH given instead of derived.
+// with the NONE_HASH given instead of derived. The file's mp_records are not
+// among them: keys of LMCache's multiprocess mode (algorithm blake3), whose
+// workers do not report to this controller.
 func TestGoldenKeys(t *testing.T) {
 	records, tokens := loadGolden(t)
 	made := make(map[string]int)
