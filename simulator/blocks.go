@@ -11,18 +11,18 @@ type block struct {
 	refs   int  // requests that hold it; 0: it is in the free list
 	// prev and next are neighbours in the free list.
 	prev, next *block
-	// twin is another block of the same key: two requests that compute the same
-	// block at once both keep theirs.
-	twin *block
+	// older and newer are a ring of the blocks of the same key: two requests
+	// that compute the same block at once both keep theirs.
+	older, newer *block
 }
 
 // pool hands out blocks. A freed block keeps its content until it is handed out
 // again, least recently freed first, and can be found by its key meanwhile.
 type pool struct {
 	blocks []block
-	free   block // sentinel of a ring; next is the first to be handed out
-	idle   int   // length of the ring
-	index  map[Key]*block
+	free   block          // sentinel of a ring; next is the first to be handed out
+	idle   int            // length of the ring
+	index  map[Key]*block // of several of one key, the oldest
 }
 
 func newPool(n int) *pool {
@@ -108,26 +108,26 @@ func (p *pool) remember(b *block, k Key) {
 		return
 	}
 	b.key, b.cached = k, true
-	if first := p.index[k]; first != nil {
-		b.twin, first.twin = first.twin, b
+	first := p.index[k]
+	if first == nil {
+		p.index[k] = b
+		b.older, b.newer = b, b
 		return
 	}
-	p.index[k] = b
+	b.older, b.newer = first.older, first
+	b.older.newer, first.older = b, b
 }
 
 func (p *pool) forget(b *block) {
 	if !b.cached {
 		return
 	}
-	if first := p.index[b.key]; first != b {
-		for first.twin != b {
-			first = first.twin
-		}
-		first.twin = b.twin
-	} else if b.twin != nil {
-		p.index[b.key] = b.twin
-	} else {
+	switch {
+	case b.newer == b:
 		delete(p.index, b.key)
+	case p.index[b.key] == b:
+		p.index[b.key] = b.newer
 	}
-	b.cached, b.twin = false, nil
+	b.older.newer, b.newer.older = b.newer, b.older
+	b.cached, b.older, b.newer = false, nil, nil
 }

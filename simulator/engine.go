@@ -55,6 +55,8 @@ type Result struct {
 	// requests that were decoding. Preempted is how many had to give up their
 	// memory.
 	Prefill, Decode, Preempted int
+	// Admitted are the requests that left the queue for the first time.
+	Admitted []ID
 	// Host is what changed in the host tier, in order.
 	Host []HostChange
 }
@@ -92,19 +94,17 @@ func (s *state) decoding() bool { return s.total > s.PromptTokens && s.total-s.c
 // Engine is one engine. It belongs to one goroutine at a time. Its memory is
 // bounded by the profile's sizes and the requests that are waiting.
 type Engine struct {
-	profile   Profile
-	block     int // tokens
-	chunk     int // tokens
-	pool      *pool
-	host      *host // nil: no host tier
-	frozen    bool  // nothing may enter or leave the host tier
-	byID      map[ID]*state
-	running   []*state // in order of admission
-	waiting   []*state // the head first
-	stepping  bool
-	prefill   int // of the step under way
-	decodes   int
-	preempted int
+	profile  Profile
+	block    int // tokens
+	chunk    int // tokens
+	pool     *pool
+	host     *host // nil: no host tier
+	frozen   bool  // nothing may enter or leave the host tier
+	byID     map[ID]*state
+	running  []*state // in order of admission
+	waiting  []*state // the head first
+	stepping bool
+	result   Result // of the step under way, so far
 }
 
 // New makes an idle engine with nothing cached.
@@ -168,7 +168,7 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 	if e.stepping {
 		panic("simulator: Schedule before the step under way is complete")
 	}
-	e.prefill, e.decodes, e.preempted = 0, 0, 0
+	e.result = Result{}
 	var l load
 	budget := e.profile.BatchTokens
 	budget = e.scheduleDecodes(budget, &l)
@@ -177,7 +177,7 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 			budget -= e.compute(s, budget, &l)
 		}
 	}
-	if e.preempted == 0 { // else the head would take what was just freed
+	if e.result.Preempted == 0 { // else the head would take what was just freed
 		for budget > 0 && len(e.waiting) > 0 && len(e.running) < e.profile.MaxSeqs && e.admit(e.waiting[0], &l) {
 			s := e.waiting[0]
 			e.waiting[0] = nil
@@ -189,7 +189,7 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 	if l.prefill+l.decodes == 0 {
 		return 0, false
 	}
-	e.stepping, e.prefill, e.decodes = true, l.prefill, l.decodes
+	e.stepping, e.result.Prefill, e.result.Decode = true, l.prefill, l.decodes
 	return e.profile.duration(l), true
 }
 
@@ -227,7 +227,7 @@ func (e *Engine) preempt() *state {
 	e.pool.release(s.held)
 	s.held, s.named, s.computed = nil, 0, 0
 	e.waiting = slices.Insert(e.waiting, 0, s)
-	e.preempted++
+	e.result.Preempted++
 	return s
 }
 
@@ -258,6 +258,7 @@ func (e *Engine) admit(s *state, l *load) bool {
 	s.computed = device + loaded
 	if s.cached < 0 {
 		s.cached, s.loaded = s.computed, loaded
+		e.result.Admitted = append(e.result.Admitted, s.ID)
 	}
 	l.hostTokens += loaded
 	return true
@@ -289,7 +290,7 @@ func (e *Engine) Complete() Result {
 		panic("simulator: Complete without a step under way")
 	}
 	e.stepping = false
-	res := Result{Prefill: e.prefill, Decode: e.decodes, Preempted: e.preempted}
+	res := e.result
 	for _, s := range slices.Clone(e.running) {
 		s.computed += s.scheduled
 		advanced := s.scheduled > 0
