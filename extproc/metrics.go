@@ -18,7 +18,6 @@ type Metrics struct {
 	estimate    prometheus.Histogram
 	stages      *prometheus.HistogramVec
 	decisions   *prometheus.CounterVec
-	prompts     *prometheus.CounterVec
 	tokens      prometheus.Counter
 	cached      prometheus.Counter
 	fallbacks   *prometheus.CounterVec
@@ -98,7 +97,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Time of each stage of a decision: receive, encode, pick.",
 		}, []string{"stage"}),
 		decisions: counters("decisions_total", "Decisions by the reason of the choice.", "reason"),
-		prompts:   counters("prompts_total", "Decisions by where the prompt's tokens came from.", "source"),
 		tokens:    counter("prompt_tokens_total", "Prompt tokens of all decisions."),
 		cached:    counter("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoint had cached."),
 		fallbacks: counters("fallbacks_total", "Requests routed by less than their prompt, or left to Envoy, by cause.", "cause"),
@@ -114,7 +112,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, s := range []stage{stageReceive, stageEncode, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
-	reg.MustRegister(m.ttft, m.estimate, m.stages, m.decisions, m.prompts, m.tokens, m.cached,
+	reg.MustRegister(m.ttft, m.estimate, m.stages, m.decisions, m.tokens, m.cached,
 		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams)
 	return m
 }
@@ -127,7 +125,6 @@ func (m *Metrics) refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(
 
 func (m *Metrics) decision(d *scoring.Decision) {
 	m.decisions.WithLabelValues(string(d.Reason)).Inc()
-	m.prompts.WithLabelValues(string(d.Prompt.Source)).Inc()
 	m.tokens.Add(float64(d.Prompt.Length()))
 	m.cached.Add(float64(d.Candidates[0].Cached))
 	m.estimate.Observe(d.Estimate().Seconds())
