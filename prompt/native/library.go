@@ -8,7 +8,16 @@ package native
 #else
 #include <firsttoken_native.h>
 #endif
-#cgo LDFLAGS: -lfirsttoken_native -lstdc++ -lm -ldl -lpthread
+#include <stdlib.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+// The allocator keeps what a thread freed for that thread; after a load or a free
+// that is hundreds of megabytes which nothing will ask for again.
+static void ft_trim(void) { malloc_trim(0); }
+#else
+static void ft_trim(void) {}
+#endif
+#cgo LDFLAGS: -lfirsttoken_native -lm -ldl -lpthread
 #cgo noescape ft_tokenizer_encode
 #cgo nocallback ft_tokenizer_encode
 #cgo noescape ft_tokenizer_decode
@@ -22,6 +31,7 @@ import "C"
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"time"
 	"unsafe"
@@ -29,6 +39,18 @@ import (
 
 // built: the library is part of this program.
 const built = true
+
+// fastokens can split a long text over up to 32 threads, each of which then keeps
+// a cache of up to 64 MB per tokenizer, for as long as the process lives. The
+// workers of the tokenizers have the cores already, so we turn that off; fastokens
+// reads the variable once, before its first long text. It is set here, before
+// main, because later another thread might be reading the environment.
+func init() {
+	const variable = "FASTOKENS_BPE_THREADS"
+	if _, set := os.LookupEnv(variable); !set {
+		_ = os.Setenv(variable, "1") // fails for malformed names only
+	}
+}
 
 // tokenizerHandle owns a tokenizer of the library. Its calls may run side by
 // side; free must be the last one.
@@ -46,6 +68,7 @@ func loadTokenizer(json, config []byte, engine Engine) (h tokenizerHandle, vocab
 	var message C.ft_text
 	status := C.ft_tokenizer_load(bytesPointer(json), C.size_t(len(json)), bytesPointer(config), C.size_t(len(config)),
 		number, &h.c, &size, &message)
+	C.ft_trim()
 	if status != C.FT_OK {
 		return h, 0, failure(status, message)
 	}
@@ -82,7 +105,10 @@ func (h tokenizerHandle) tokenID(token string) (uint32, bool) {
 	return uint32(id), true
 }
 
-func (h tokenizerHandle) free() { C.ft_tokenizer_free(h.c) }
+func (h tokenizerHandle) free() {
+	C.ft_tokenizer_free(h.c)
+	C.ft_trim()
+}
 
 func compileTemplate(source string) (h templateHandle, format string, names []string, err error) {
 	var description C.ft_text

@@ -65,7 +65,7 @@ impl Tokenizer {
         let added = config.added_tokens()?;
         // transformers switches off what tokenizer.json says of truncation and
         // padding for a call that asks for neither, and so do both engines here.
-        let tokenizer = match engine {
+        Ok(match engine {
             Engine::Fastokens => {
                 let mut t = fastokens::Tokenizer::from_json(serde_json::from_slice(json)?)?;
                 t.set_truncation(None);
@@ -80,9 +80,7 @@ impl Tokenizer {
                 t.add_tokens(added.into_iter().map(Into::into)).map_err(boxed)?;
                 Tokenizer::Tokenizers(Box::new(t))
             }
-        };
-        tokenizer.warm_up()?;
-        Ok(tokenizer)
+        })
     }
 
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, Failure> {
@@ -113,17 +111,6 @@ impl Tokenizer {
             Tokenizer::Fastokens(t) => t.vocab_size(),
             Tokenizer::Tokenizers(t) => t.get_vocab_size(true),
         }
-    }
-
-    /// Builds what the engines build lazily: compiled patterns, the worker pool
-    /// that fastokens uses for long texts, tables that a first word of each script
-    /// needs. Otherwise the first requests would pay for it.
-    fn warm_up(&self) -> Result<(), Failure> {
-        const WORDS: &str = "The quick brown fox's 12345 jumps_over(the) lazy dog!\r\n\n  \t\
-            Größe naïve Привет мир שלום مرحبا नमस्ते 你好世界 こんにちは 안녕하세요 🦊👩‍💻 e\u{301}\u{a0}<|im_start|></s>\n";
-        self.encode(WORDS, true)?;
-        self.encode(&WORDS.repeat(256), false)?;
-        Ok(())
     }
 }
 
