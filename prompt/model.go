@@ -61,28 +61,31 @@ type kwarg struct {
 // takes up to a second. The caller closes the model. The error names the file.
 func LoadModel(cfg ModelConfig) (*Model, error) { return loadModel(cfg, native.Options{}) }
 
-func loadModel(cfg ModelConfig, o native.Options) (m *Model, err error) {
-	cfg = cfg.withDefaults()
-	m = &Model{cfg: cfg, templates: map[string]*chatTemplate{}}
-	defer func() {
-		if err != nil {
-			m.Close()
-		}
-	}()
+func loadModel(cfg ModelConfig, o native.Options) (*Model, error) {
+	m := &Model{cfg: cfg.withDefaults(), templates: map[string]*chatTemplate{}}
+	if err := m.load(o); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *Model) load(o native.Options) error {
+	cfg := m.cfg
 	files, err := readFolder(cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.specialTokens, m.multimodal, m.remote = files.specialTokens(), files.multimodal(), files.remote()
 	if m.kwargs, err = defaultKwargs(cfg.ChatTemplateKwargs); err != nil {
-		return nil, err
+		return err
 	}
 	if m.remote == RemoteMistral && !files.hasTokenizer {
-		return m, nil // everything is the engine's
+		return nil // everything is the engine's
 	}
 	o.Engine = native.Engine(cfg.Engine)
 	if m.tokenizer, err = native.LoadTokenizer(cfg.Tokenizer, o); err != nil {
-		return nil, err
+		return err
 	}
 	if m.remote == RemoteNone && cfg.ChatTemplate == "" && files.config.ModelType == "" && m.speaksHarmony() {
 		m.remote = RemoteHarmony
@@ -90,13 +93,13 @@ func loadModel(cfg ModelConfig, o native.Options) (m *Model, err error) {
 	for name, source := range files.templates {
 		if m.templates[name], err = compileTemplate(source); err != nil {
 			delete(m.templates, name)
-			return nil, fmt.Errorf("%s: %w", files.templatePath, err)
+			return fmt.Errorf("%s: %w", files.templatePath, err)
 		}
 	}
 	if err = m.findWrapping(); err != nil {
-		return nil, err
+		return err
 	}
-	return m, m.warmUp()
+	return m.warmUp()
 }
 
 // speaksHarmony recognises gpt-oss by its tokens where no config.json tells.

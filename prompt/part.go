@@ -93,49 +93,56 @@ var mediaFields = []string{
 }
 
 // classify finds the best of the schemas for a content part, and the number of
-// fields that it finds.
+// fields that it finds. A part that fits none well still fits those that require
+// nothing: partNone, which only the open schema takes.
 func classify(p value) (partKind, int) {
 	typ := p.get("type")
-	text := func(name string, k partKind) (partKind, int) {
-		if p.get(name).kind() != kindString {
-			return partNone, 0
-		}
-		return k, 2
-	}
 	switch {
-	case typ.is("text"):
-		return text("text", partText)
-	case typ.is("refusal"):
-		return text("refusal", partRefusal)
-	case typ.is("thinking"):
-		k, n := text("thinking", partThought)
-		if closed := p.get("closed"); n > 0 && closed.kind() != kindNone {
-			if _, ok := closed.boolean(); !ok {
-				return partNone, 0
-			}
-			n++
+	case typ.is("text") && p.get("text").kind() == kindString:
+		return partText, 2
+	case typ.is("refusal") && p.get("refusal").kind() == kindString:
+		return partRefusal, 2
+	case typ.is("thinking") && p.get("thinking").kind() == kindString:
+		closed := p.get("closed")
+		if closed.kind() == kindNone {
+			return partThought, 2
 		}
-		return k, n
-	case typ.is("tool_reference"):
-		return text("name", partTool)
-	case typ.is("prompt_embeds"):
-		return text("data", partMedia)
-	case typ.is("file"):
-		if file := p.get("file"); file.kind() == kindObject {
-			return partFile, 2 + file.len()
+		if _, ok := closed.boolean(); ok {
+			return partThought, 3
 		}
-		return partNone, 0
+	case typ.is("image_url") && p.get("image_url").get("url").kind() == kindString:
+		return partMedia, 3
+	case typ.is("input_audio") && p.get("input_audio").get("data").kind() == kindString:
+		return partMedia, 4
+	case typ.is("file") && p.get("file").kind() == kindObject:
+		return partFile, 2 + p.get("file").len()
+	case typ.is("tool_reference") && p.get("name").kind() == kindString:
+		return partTool, 2
 	}
+	return partNone, countLoose(p)
+}
+
+// countLoose is the number of fields found by the schemas of which only vLLM's
+// open one for messages knows, those that require nothing among them.
+func countLoose(p value) int {
+	count, typ := 0, p.get("type")
 	for _, name := range mediaFields {
-		if media := p.get(name); media.kind() != kindNone && (typ.is(name) || typ.kind() == kindNone) {
-			n := 1 + media.len()
-			if typ.kind() == kindString {
-				n++
-			}
-			return partMedia, n
+		switch v := p.get(name); {
+		case typ.is(name) && v.kind() == kindObject && v.get("url").kind() == kindString:
+			count = max(count, 3)
+		case typ.is(name) && strings.HasSuffix(name, "_embeds"):
+			count = max(count, 2)
+		case strings.HasSuffix(name, "_url") && (v.kind() == kindString || v.kind() == kindNull):
+			count = max(count, 1)
 		}
 	}
-	return partNone, 0
+	if uuid := p.get("uuid"); uuid.kind() == kindString || uuid.kind() == kindNull {
+		count++
+	}
+	if typ.kind() == kindNone && p.get("name").kind() == kindString {
+		count = max(count, 1)
+	}
+	return count
 }
 
 // allows reports whether OpenAI's schema of the message's role takes a content
