@@ -88,7 +88,9 @@ func (c *Controller) bind() error {
 	if c.context, err = zmq.NewContext(); err != nil {
 		return err
 	}
-	opts := zmq.Options{RecvHWM: c.cfg.ReceiveQueue, MaxPart: MaxMessage}
+	// Linger: a worker whose answer got lost with us waits 30 s before it asks
+	// the next one.
+	opts := zmq.Options{RecvHWM: c.cfg.ReceiveQueue, MaxPart: MaxMessage, Linger: 250 * time.Millisecond}
 	var sockets []*zmq.Socket
 	for _, s := range []struct {
 		name, address string

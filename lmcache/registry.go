@@ -59,7 +59,9 @@ type registry struct {
 	// generation counts changes of who is registered where.
 	generation uint64
 	counts     counts
-	lossLog    throttle
+	// lossLog and moveLog keep what may happen with every message from flooding
+	// the log.
+	lossLog, moveLog throttle
 }
 
 // counts are totals since start.
@@ -234,6 +236,11 @@ func (g *registry) beat(now time.Time, r Registration, answers bool) Message {
 		g.log.Info("LMCache worker known by its heartbeat", "instance", r.Worker.Instance, "worker", r.Worker.Worker,
 			"ip", r.IP, "port", r.Port, "reason", reason, "answered", answers)
 	} else if w.Registration != r {
+		if g.moveLog.allow(now) {
+			g.log.Warn("LMCache worker sends heartbeats from another address than before; "+
+				"if this repeats, two engines have the same lmcache_instance_id",
+				"instance", r.Worker.Instance, "worker", r.Worker.Worker, "was", w.IP, "was_port", w.Port, "ip", r.IP, "port", r.Port)
+		}
 		w.Registration = r
 		g.generation++
 	}
@@ -244,8 +251,8 @@ func (g *registry) beat(now time.Time, r Registration, answers bool) Message {
 	}
 	w.heartbeat = now
 	answer := &HeartbeatRetMsg{}
-	if answers && w.needSync != "" && !w.syncing() {
-		answer.Commands = []Command{{Type: CommandFullSync, Reason: w.needSync}}
+	if reason := w.mustSync(now); answers && reason != "" {
+		answer.Commands = []Command{{Type: CommandFullSync, Reason: reason}}
 	}
 	return answer
 }

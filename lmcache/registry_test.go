@@ -276,6 +276,18 @@ func TestFullSyncRefuses(t *testing.T) {
 	b.wantHolds("a", 0)
 }
 
+// A worker repeats the end only together with missing batches.
+func TestFullSyncWhoseEndGotLost(t *testing.T) {
+	b := newBench(t)
+	a := at(worker0("a"), "10.0.0.1", 8001)
+	b.asks(a)
+	b.start(a.Worker, "s1", 1, true)
+	b.batch(a.Worker, "s1", 0, 1)
+	if s := b.status(a.Worker, "s1"); !s.Complete || !s.CanExitFreeze {
+		t.Errorf("%+v", s)
+	}
+}
+
 // A frozen engine stores nothing: where waiting brings nothing, it may go on.
 func TestFullSyncLetsTheEngineGo(t *testing.T) {
 	b := newBench(t)
@@ -296,6 +308,7 @@ func TestFullSyncLetsTheEngineGo(t *testing.T) {
 		t.Errorf("a batch that never comes: %+v", s)
 	}
 	b.wantHolds("a", 1) // what came stays
+	b.now = b.now.Add(syncPause)
 	b.wantAsks(a, reasonRetry)
 }
 
@@ -354,6 +367,8 @@ func TestRepeatedReportsAreSkipped(t *testing.T) {
 	if b.counts.repeated != 1 || b.counts.gaps != 0 {
 		t.Errorf("counts %+v", b.counts)
 	}
+	b.reports(a.Worker, cpu, ops(4, 3))
+	b.wantHolds("a", 3)
 }
 
 // The engine restarted and its registration got lost: old keys are gone.
@@ -364,9 +379,13 @@ func TestNumberingThatBeginsAnewClears(t *testing.T) {
 	b.reports(a.Worker, cpu, ops(0, 1, 2, 3))
 	b.reports(a.Worker, cpu, ops(0, 1))
 	b.wantHolds("a", 1)
-	b.reports(a.Worker, cpu, ops(repeatWindow+100, 2))
-	b.reports(a.Worker, cpu, ops(50, 7))
-	b.wantHolds("a", 0)
+	// Its first reports got lost too: going back once may be a repetition,
+	// twice is not.
+	b.reports(a.Worker, cpu, ops(1, 2, 3, 4, 5, 6))
+	b.reports(a.Worker, cpu, ops(2, 7))
+	b.wantHolds("a", 6)
+	b.reports(a.Worker, cpu, ops(3, 1, 3))
+	b.wantHolds("a", 1)
 	b.wantAsks(a, reasonGap)
 }
 
@@ -459,6 +478,17 @@ func TestHeartbeatTakesAnAddressOnlyFromTheSilent(t *testing.T) {
 	}
 }
 
+func TestTwoEnginesUnderOneIDAreNamed(t *testing.T) {
+	b := newBench(t)
+	for range 3 {
+		b.asks(at(worker0("a"), "10.0.0.1", 1))
+		b.asks(at(worker0("a"), "10.0.0.2", 1))
+	}
+	if n := strings.Count(b.logs.String(), "same lmcache_instance_id"); n != 1 {
+		t.Errorf("%d warnings in one moment, want 1:\n%s", n, b.logs.String())
+	}
+}
+
 // "detect "registered, no report, no heartbeat" and say so", once.
 func TestSilentWorkerIsNamed(t *testing.T) {
 	b := newBench(t)
@@ -507,6 +537,8 @@ func TestOverflowDuringFullSyncAsksForAnother(t *testing.T) {
 	b.batch(a.Worker, "s1", 0, 1)
 	b.full = false
 	b.end(a.Worker, "s1")
+	b.wantAsks(a, "") // each sync freezes the engine: not one after the other
+	b.now = b.now.Add(syncPause)
 	b.wantAsks(a, reasonOverflow)
 }
 

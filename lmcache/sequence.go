@@ -2,39 +2,44 @@ package lmcache
 
 import "time"
 
-// repeatWindow is how far back a sequence number counts as a repetition. One
-// further back means that the sender counts anew.
-const repeatWindow = 1024
-
 // stream follows the sequence numbers of one worker's one location: they begin
 // at 0 when the engine starts and grow by one with each operation.
 type stream struct {
 	next  int64
 	known bool // false: the next operation says where we are
+	// back: the last report went back behind next.
+	back bool
 }
 
 // take keeps the operations not seen before, in place. lost is how many were
-// missed, repeated how many came again, restarted says that the sender began
-// to count anew.
+// missed, repeated how many came again. restarted says that the sender counts
+// anew: it is back at 0, or goes back in two reports in a row, of which the
+// first may have been a repetition.
 func (s *stream) take(ops []KVOp) (fresh []KVOp, lost, repeated int64, restarted bool) {
 	fresh = ops[:0]
 	for _, op := range ops {
 		switch {
 		case !op.numbered():
-		case !s.known || op.Seq == s.next:
+			fresh = append(fresh, op)
+			continue
+		case !s.known:
+			// Whoever begins at 0 has nothing yet, whatever a sync told before.
+			restarted = restarted || op.Seq == 0
+		case op.Seq == s.next:
 		case op.Seq > s.next:
 			lost += op.Seq - s.next
-		case op.Seq == 0 || s.next-op.Seq > repeatWindow:
+		case op.Seq == 0 || s.back:
 			restarted = true
 			lost += op.Seq
 		default:
 			repeated++
 			continue
 		}
-		if op.numbered() {
-			s.known, s.next = true, op.Seq+1
-		}
+		s.known, s.next, s.back = true, op.Seq+1, false
 		fresh = append(fresh, op)
+	}
+	if repeated > 0 {
+		s.back = true
 	}
 	return fresh, lost, repeated, restarted
 }
@@ -59,17 +64,22 @@ func (g *registry) sequence(now time.Time, w *worker, location string, ops []KVO
 		// The engine restarted and its registration got lost.
 		g.send(now, w, change{kind: changeClear, worker: w.Worker, location: location})
 	}
+	if lost == 0 && repeated == 0 {
+		return fresh
+	}
+	// What came again was skipped: ZeroMQ repeats nothing, so it may have been
+	// the sender's restart.
+	// A full sync tells the keys in memory only; freezing the engine for what
+	// it cannot mend would be a loss.
+	if location == LocationCPU {
+		w.needSync = reasonGap
+	}
 	if lost == 0 {
 		return fresh
 	}
 	w.gaps++
 	g.counts.gaps++
 	g.counts.lost += uint64(lost) //nolint:gosec // G115: positive
-	// A full sync tells the keys in memory only; freezing the engine for what
-	// it cannot mend would be a loss.
-	if location == LocationCPU {
-		w.needSync = reasonGap
-	}
 	if g.lossLog.allow(now) {
 		g.log.Warn("LMCache reports got lost on the way", "instance", w.Worker.Instance, "worker", w.Worker.Worker,
 			"location", location, "operations", lost)

@@ -18,6 +18,10 @@ const (
 	// syncPatience is how long a sync may go without any message of it. The
 	// worker asks for the status every 5 s until it is done.
 	syncPatience = 60 * time.Second
+	// syncPause is the least time between two syncs of a worker: each freezes its
+	// engine for seconds. Two engines under one instance id would otherwise ask
+	// for one after the other.
+	syncPause = time.Minute
 	// maxAsked is after how many answers that name missing batches we give up:
 	// the worker sends them again three times and then stays frozen for
 	// minutes, unless told that it may go on.
@@ -44,6 +48,7 @@ type fullSync struct {
 	missing  int
 	ended    bool // the worker has sent all it has
 	asked    int  // answers that named missing batches since the last progress
+	started  time.Time
 	activity time.Time
 	// held are the operations that came meanwhile, in order; bounded by
 	// maxHeld. What they say is newer than the batches.
@@ -52,6 +57,14 @@ type fullSync struct {
 
 // syncing says that the worker is in the middle of a full sync.
 func (w *worker) syncing() bool { return w.sync != nil && w.sync.state == syncRunning }
+
+// mustSync is why the worker's next full sync is due; empty where it is not.
+func (w *worker) mustSync(now time.Time) string {
+	if w.sync != nil && (w.syncing() || now.Sub(w.sync.started) < syncPause) {
+		return ""
+	}
+	return w.needSync
+}
 
 // syncState is the worker's state for people.
 func (w *worker) syncState() string {
@@ -84,7 +97,7 @@ func (g *registry) syncStart(now time.Time, m *FullSyncStartMsg) Message {
 	w.needSync = ""
 	w.sync = &fullSync{
 		id: m.SyncID, location: m.Location, state: syncRunning,
-		batches: make([]bool, m.BatchCount), missing: m.BatchCount, activity: now,
+		batches: make([]bool, m.BatchCount), missing: m.BatchCount, started: now, activity: now,
 	}
 	// The keys follow; where their reports are numbered is for the next report
 	// to say.
@@ -173,6 +186,10 @@ func (g *registry) syncClose(now time.Time, w *worker, state string) {
 func (g *registry) syncStatus(now time.Time, m *FullSyncStatusMsg) Message {
 	answer := &FullSyncStatusRetMsg{SyncID: m.SyncID}
 	if w := g.ofSync(now, m.Worker, m.SyncID); w != nil {
+		// It asks seconds after it has sent all: where nothing is missing, only
+		// the end got lost, which it would never send again.
+		w.sync.ended = true
+		g.syncFinish(w)
 		for id, received := range w.sync.batches {
 			if !received && len(answer.MissingBatches) < maxMissing {
 				answer.MissingBatches = append(answer.MissingBatches, id)
