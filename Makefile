@@ -40,17 +40,19 @@ build: .tools/stamp/libzmq ## compile bin/firsttoken
 	@$(WITH_NATIVE) go build $(BUILDVCS) -o bin/firsttoken ./cmd/firsttoken
 
 .PHONY: demo
-demo: build .tools/envoy ## run the whole way on this machine and compare two policies
-	@bin/firsttoken demo --envoy .tools/envoy
+demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and leave it up)
+	@bin/firsttoken demo --envoy .tools/envoy $(if $(KEEP),--keep)
 
 .PHONY: test
 test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache ## run all tests, real Envoy and LMCache included
+	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
 
 # The packages below test/ start Envoy and LMCache; test/ itself and the
 # folder-finding test/shared do not.
 .PHONY: unit
 unit: .tools/stamp/libzmq ## run the tests that need neither Envoy nor network
+	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) $$(go list ./... | grep -v '/firsttoken/test/') ./test/shared
 
 .PHONY: lint

@@ -105,7 +105,7 @@ func readEither(path string) (found string, text []byte, err error) {
 	if err != nil {
 		return path, nil, err
 	}
-	defer packed.Close() //nolint:errcheck // only read from
+	defer packed.Close()
 	unpacked, err := gzip.NewReader(packed)
 	if err != nil {
 		return path, nil, fmt.Errorf("%s: gzip: %w", path, err)

@@ -244,13 +244,11 @@ func TestConcurrentCalls(t *testing.T) {
 				want = append(want, ids)
 			}
 			gone, giveUp := context.WithCancel(t.Context())
+			contexts := []context.Context{gone, t.Context(), t.Context(), t.Context()}
 			var calls sync.WaitGroup
 			for g := range 16 {
 				calls.Go(func() {
-					ctx := t.Context()
-					if g%4 == 0 {
-						ctx = gone
-					}
+					ctx := contexts[g%4]
 					for i := range 40 {
 						if g == 0 && i == 20 {
 							giveUp()

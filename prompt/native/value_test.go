@@ -4,6 +4,9 @@ package native
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +69,110 @@ func TestRepeatedKey(t *testing.T) {
 	got, err := template.Render(t.Context(), &v, time.Time{})
 	if want := `{"a": 2, "b": 1}`; got != want || err != nil {
 		t.Errorf("%q, error %v, want %q", got, err, want)
+	}
+}
+
+// tree writes a random value and its JSON text, as Python's json.dumps lays it out.
+func tree(rng *rand.Rand, v *Value, text *strings.Builder, depth int) {
+	texts := []string{"", "key", "a longer text that does not fit in a pointer", "é🦊\u2028", "\"\\/\n\x01\x7f"}
+	quoted := []string{`""`, `"key"`, `"a longer text that does not fit in a pointer"`, "\"é🦊\u2028\"", "\"\\\"\\\\/\\n\\u0001\x7f\""}
+	kinds := 9
+	if depth > 4 {
+		kinds = 7
+	}
+	switch kind := rng.IntN(kinds); kind {
+	case 0:
+		v.Nil()
+		text.WriteString("null")
+	case 1:
+		v.Bool(true)
+		text.WriteString("true")
+	case 2:
+		v.Bool(false)
+		text.WriteString("false")
+	case 3:
+		n := int64(rng.Uint64()) >> rng.IntN(64)
+		v.Int(n)
+		fmt.Fprintf(text, "%d", n)
+	case 4:
+		digits := strings.Repeat("9", 1+rng.IntN(60))
+		v.BigInt("-" + digits)
+		text.WriteString("-" + digits)
+	case 5:
+		n := rng.IntN(1000)
+		v.Float(float64(n) + 0.5)
+		fmt.Fprintf(text, "%d.5", n)
+	case 6:
+		i := rng.IntN(len(texts))
+		v.String(texts[i])
+		text.WriteString(quoted[i])
+	case 7:
+		v.List()
+		text.WriteByte('[')
+		for i := range rng.IntN(4) {
+			if i > 0 {
+				text.WriteString(", ")
+			}
+			tree(rng, v, text, depth+1)
+		}
+		v.EndList()
+		text.WriteByte(']')
+	case 8:
+		v.Map()
+		text.WriteByte('{')
+		for i, k := range rng.Perm(len(texts))[:rng.IntN(len(texts))] {
+			if i > 0 {
+				text.WriteString(", ")
+			}
+			v.Key(texts[k])
+			text.WriteString(quoted[k] + ": ")
+			tree(rng, v, text, depth+1)
+		}
+		v.EndMap()
+		text.WriteByte('}')
+	}
+}
+
+// Random values arrive as they were written, and the same bytes with faults in
+// them are errors or other values, but never a panic.
+func TestRandomVariables(t *testing.T) {
+	template, err := CompileTemplate(`{{ x|tojson }}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer template.Close()
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		var v Value
+		var want strings.Builder
+		v.Map()
+		v.Key("x")
+		tree(rng, &v, &want, 0)
+		v.EndMap()
+		got, err := template.Render(t.Context(), &v, time.Time{})
+		if got != want.String() || err != nil {
+			t.Fatalf("error %v\n got %s\nwant %s", err, got, &want)
+		}
+		for range 5 {
+			broken := slices.Clone(v.buf)
+			for range 1 + rng.IntN(3) {
+				at := rng.IntN(len(broken))
+				switch rng.IntN(3) {
+				case 0:
+					broken[at] = byte(rng.Uint32())
+				case 1:
+					broken = slices.Delete(broken, at, min(at+1+rng.IntN(4), len(broken)))
+				case 2:
+					broken = slices.Insert(broken, at, "ntfidbsk[]{}"[rng.IntN(12)])
+				}
+				if len(broken) == 0 {
+					break
+				}
+			}
+			if _, err := template.Render(t.Context(), &Value{buf: broken}, time.Time{}); err != nil && strings.Contains(err.Error(), "panicked") {
+				t.Fatalf("%q: %v", broken, err)
+			}
+		}
 	}
 }
 

@@ -40,9 +40,8 @@ impl<'t, 's> Nodes<'t, 's> {
             }
         }
         for each in &self.loops {
-            let over_content = message_names
-                .iter()
-                .any(|name| is_variable_or_elements(&each.iter, name, Some("content")));
+            let over_content =
+                message_names.iter().any(|name| is_variable_or_elements(&each.iter, name, Some("content")));
             // A macro's parameter, as in render_content(content) of newer templates.
             if over_content || is_variable(&each.iter, "content") {
                 name(&each.target)?;

@@ -46,7 +46,9 @@ impl Config {
         let mut by_id = BTreeMap::new();
         for (id, token) in self.added_tokens_decoder {
             let id: u32 = id.parse().map_err(|_| {
-                Failure::Error(format!("tokenizer_config.json: added_tokens_decoder: {id:?} is not a token id"))
+                Failure::Error(format!(
+                    "tokenizer_config.json: added_tokens_decoder: {id:?} is not a token id"
+                ))
             })?;
             by_id.insert(id, token);
         }
