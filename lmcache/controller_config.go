@@ -151,7 +151,7 @@ func (c ControllerConfig) advertise(bound, ip string) string {
 	if err != nil {
 		return ""
 	}
-	defer conn.Close() //nolint:errcheck // nothing was sent
+	defer conn.Close()
 	from, _, err := net.SplitHostPort(conn.LocalAddr().String())
 	if err != nil {
 		return ""

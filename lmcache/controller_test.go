@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -24,7 +23,7 @@ import (
 
 const patience = 20 * time.Second
 
-var discard = slog.New(slog.NewTextHandler(io.Discard, nil))
+var discard = slog.New(slog.DiscardHandler)
 
 // rig is a running controller and a worker's sockets to it.
 type rig struct {
@@ -153,8 +152,8 @@ func (r *rig) exchange(s *zmq.Socket, frames ...[]byte) [][]byte {
 	return answer
 }
 
-func registration(instance string, rank int) lmcache.Registration {
-	return lmcache.Registration{Worker: lmcache.WorkerID{Instance: instance, Worker: rank}, IP: "127.0.0.1", Port: 22800 + rank}
+func registration(instance string) lmcache.Registration {
+	return lmcache.Registration{Worker: lmcache.WorkerID{Instance: instance, Worker: 0}, IP: "127.0.0.1", Port: 22800}
 }
 
 func batch(w lmcache.WorkerID, seq int64, keys ...lmcache.Key) *lmcache.BatchedKVOperationMsg {
@@ -170,10 +169,10 @@ func (r *rig) holds(instance string, keys ...lmcache.Key) int {
 }
 
 // "One undecodable frame on PULL kills the real controller's PULL task for
-// good … Ours: count, log, continue, per part."
+// good … Ours: count, log, continue, per part".
 func TestBadPartsCostOnlyThemselves(t *testing.T) {
 	r := newRig(t)
-	a := registration("a", 0)
+	a := registration("a")
 	r.asks(r.dial(zmq.Dealer, r.Addresses().Reply), (&lmcache.RegisterMsg{Registration: a}).Append(nil))
 	r.pushes(
 		batch(a.Worker, 0, 1).Append(nil),
@@ -217,12 +216,12 @@ func TestReqClientsOfOlderErasAreAnswered(t *testing.T) {
 
 func TestRegisteredWorkerLearnsWhereHeartbeatsGo(t *testing.T) {
 	r := newRig(t)
-	answer := r.asks(r.dial(zmq.Dealer, r.Addresses().Reply), (&lmcache.RegisterMsg{Registration: registration("a", 0)}).Append(nil))
+	answer := r.asks(r.dial(zmq.Dealer, r.Addresses().Reply), (&lmcache.RegisterMsg{Registration: registration("a")}).Append(nil))
 	want := &lmcache.RegisterRetMsg{ExtraConfig: map[string]string{"heartbeat_url": r.Addresses().Heartbeat}}
 	if diff := cmp.Diff(want, answer); diff != "" {
 		t.Fatal(diff)
 	}
-	beat := r.asks(r.dial(zmq.Dealer, want.ExtraConfig["heartbeat_url"]), (&lmcache.HeartbeatMsg{Registration: registration("a", 0)}).Append(nil))
+	beat := r.asks(r.dial(zmq.Dealer, want.ExtraConfig["heartbeat_url"]), (&lmcache.HeartbeatMsg{Registration: registration("a")}).Append(nil))
 	if diff := cmp.Diff(&lmcache.HeartbeatRetMsg{}, beat); diff != "" {
 		t.Error(diff)
 	}
@@ -335,7 +334,7 @@ func TestAdvertisedHeartbeatAddress(t *testing.T) {
 
 func TestStatusDescribesWorkers(t *testing.T) {
 	r := newRig(t)
-	a := registration("a", 0)
+	a := registration("a")
 	r.asks(r.dial(zmq.Dealer, r.Addresses().Reply), (&lmcache.RegisterMsg{Registration: a}).Append(nil))
 	r.asks(r.dial(zmq.Dealer, r.Addresses().Heartbeat), (&lmcache.HeartbeatMsg{Registration: a}).Append(nil))
 	r.pushes(batch(a.Worker, 0, 1, 2).Append(nil), batch(lmcache.WorkerID{Instance: "b"}, 5, 1).Append(nil))
@@ -369,7 +368,7 @@ func TestManyWorkersAtOnce(t *testing.T) {
 	for i := range workers {
 		push, dealer := r.dial(zmq.Push, r.Addresses().Pull), r.dial(zmq.Dealer, r.Addresses().Reply)
 		wg.Go(func() {
-			g := registration(fmt.Sprintf("engine-%d", i), 0)
+			g := registration(fmt.Sprintf("engine-%d", i))
 			g.Port += i
 			r.exchange(dealer, nil, (&lmcache.RegisterMsg{Registration: g}).Append(nil))
 			for n := range batches {
@@ -416,7 +415,7 @@ func TestManyWorkersAtOnce(t *testing.T) {
 
 func BenchmarkController(b *testing.B) {
 	r := newRig(b)
-	a := registration("a", 0)
+	a := registration("a")
 	r.asks(r.dial(zmq.Dealer, r.Addresses().Reply), (&lmcache.RegisterMsg{Registration: a}).Append(nil))
 	keys := make([]lmcache.Key, 50)
 	seq := int64(0)

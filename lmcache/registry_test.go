@@ -37,7 +37,7 @@ func newBench(t *testing.T) *bench {
 		return !b.full
 	}
 	b.match = b.index.Match
-	b.registry.heartbeatURL = func(ip string) string { return ip + ":8500" }
+	b.heartbeatURL = func(ip string) string { return ip + ":8500" }
 	return b
 }
 
@@ -119,7 +119,7 @@ func TestRegisteredWorkerNeedsNoSync(t *testing.T) {
 
 func TestRegisterWithoutHeartbeatSocketTellsNone(t *testing.T) {
 	b := newBench(t)
-	b.registry.heartbeatURL = func(string) string { return "" }
+	b.heartbeatURL = func(string) string { return "" }
 	answer := b.handle(b.now, &RegisterMsg{at(worker0("a"), "10.0.0.1", 1)}, true)
 	if diff := cmp.Diff(&RegisterRetMsg{}, answer, cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
@@ -127,7 +127,7 @@ func TestRegisterWithoutHeartbeatSocketTellsNone(t *testing.T) {
 }
 
 // "Duplicate RegisterMsg (same instance+worker): clear all its KV + seq state,
-// answer OK."
+// answer OK".
 func TestRegisteringAgainIsAnEngineRestart(t *testing.T) {
 	b := newBench(t)
 	a := at(worker0("a"), "10.0.0.1", 8001)
@@ -145,7 +145,7 @@ func TestRegisteringAgainIsAnEngineRestart(t *testing.T) {
 }
 
 // "Reports from an unregistered worker … keep under a provisional worker (heals
-// lost registrations)."
+// lost registrations)".
 func TestReportsBeforeRegistrationAreKept(t *testing.T) {
 	b := newBench(t)
 	a := at(worker0("a"), "10.0.0.1", 8001)

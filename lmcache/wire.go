@@ -28,7 +28,7 @@ type WireKey struct {
 }
 
 // SignedKey is the integer int64(k).
-func SignedKey(k Key) WireKey { return WireKey{k, int64(k) < 0} }
+func SignedKey(k Key) WireKey { return WireKey{k, int64(k) < 0} } //nolint:gosec // G115: the bit pattern is meant
 
 // UnsignedKey is the integer uint64(k).
 func UnsignedKey(k Key) WireKey { return WireKey{Key: k} }

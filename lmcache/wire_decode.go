@@ -13,7 +13,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// UnknownTypeError: the message is well formed, but its class is not one that
+// UnknownTypeError says that the message is well formed, but its class is not one that
 // the controller takes part in.
 type UnknownTypeError struct{ Class string }
 

@@ -72,7 +72,7 @@ func (w *writer) worker(id WorkerID) *writer {
 
 func appendKey(b []byte, k WireKey) []byte {
 	if k.Negative {
-		return msgp.AppendInt64(b, int64(k.Key))
+		return msgp.AppendInt64(b, int64(k.Key)) //nolint:gosec // G115: the bit pattern is meant
 	}
 	return msgp.AppendUint64(b, uint64(k.Key))
 }

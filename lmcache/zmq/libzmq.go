@@ -158,8 +158,9 @@ func translate(op string, err error) error {
 		return ErrAgain
 	case zmq4.Errno(syscall.EHOSTUNREACH):
 		return ErrUnreachable
+	default:
+		return fmt.Errorf("zmq %s: %w", op, err)
 	}
-	return fmt.Errorf("zmq %s: %w", op, err)
 }
 
 // Poller waits for messages on several sockets. All methods but Wake belong to

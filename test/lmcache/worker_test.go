@@ -74,7 +74,7 @@ func serve(t *testing.T, at lmcache.Addresses, keys lmcache.KeyGroup, instance s
 	t.Helper()
 	cfg := lmcache.DefaultControllerConfig()
 	cfg.Pull, cfg.Reply, cfg.Heartbeat = at.Pull, at.Reply, at.Heartbeat
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	s := &service{index: lmcache.NewIndex(lmcache.IndexConfig{MaxKeys: 10_000})}
 	var err error
 	if s.Controller, err = lmcache.NewController(cfg, s.index, log, lmcache.NewMetrics(prometheus.NewRegistry())); err != nil {
