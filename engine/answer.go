@@ -29,13 +29,6 @@ func (a *answer) follow(r *http.Request, step func([]standing) bool) bool {
 	}
 }
 
-func (a *answer) finishReason(choice int) string {
-	if a.job.generations[choice].stop {
-		return "stop"
-	}
-	return "length"
-}
-
 // promptOf is the prompt that a choice answers.
 func (a *answer) promptOf(choice int) int { return choice / a.req.n }
 
@@ -100,7 +93,7 @@ func (a *answer) plain(w http.ResponseWriter, r *http.Request) {
 		for i, g := range a.job.generations {
 			c.Choices = append(c.Choices, chatChoice{
 				Index: i, Message: chatMessage{Role: "assistant", Content: lexicon.text(g.output)},
-				FinishReason: a.finishReason(i), TokenIDs: a.ifAsked(g.output),
+				FinishReason: g.finishReason(), TokenIDs: a.ifAsked(g.output),
 			})
 		}
 		writeJSON(w, http.StatusOK, c)
@@ -109,7 +102,7 @@ func (a *answer) plain(w http.ResponseWriter, r *http.Request) {
 	c := completion{head: a.head, SystemFingerprint: a.server.fingerprint, Usage: a.usage(last)}
 	for i, g := range a.job.generations {
 		c.Choices = append(c.Choices, completionChoice{
-			Index: i, Text: a.echo(r, i) + lexicon.text(g.output), FinishReason: a.finishReason(i),
+			Index: i, Text: a.echo(r, i) + lexicon.text(g.output), FinishReason: g.finishReason(),
 			TokenIDs: a.ifAsked(g.output), PromptTokenIDs: a.ifAsked(a.prompts[a.promptOf(i)].TokenIDs),
 		})
 	}
@@ -144,19 +137,25 @@ func (a *answer) stream(w http.ResponseWriter, r *http.Request) {
 	if a.req.chat {
 		a.head.Object = "chat.completion.chunk"
 	}
-	sent := make([]int, len(a.job.generations)) // tokens, by choice
-	var last []standing
+	sent := make([]standing, len(a.job.generations)) // what the client knows
 	var buf []byte
 	ok := a.follow(r, func(now []standing) bool {
-		last = now
-		if a.drop(now) {
-			panic(http.ErrAbortHandler)
-		}
 		buf = buf[:0]
-		for i, g := range now {
-			if g.tokens > sent[i] {
-				buf = a.events(buf, r, i, sent[i], now)
-				sent[i] = g.tokens
+		for more := true; more; { // one event a token, the choices side by side
+			more = false
+			for i, g := range now {
+				if sent[i].tokens == g.tokens {
+					continue
+				}
+				sent[i].tokens++
+				sent[i].cached, sent[i].done = g.cached, g.done && sent[i].tokens == g.tokens
+				buf = a.event(buf, r, i, sent)
+				more = true
+			}
+			if a.drop(sent) {
+				_, _ = w.Write(buf) // the connection ends here anyway
+				_ = flush()
+				panic(http.ErrAbortHandler)
 			}
 		}
 		_, err := w.Write(buf)
@@ -167,50 +166,51 @@ func (a *answer) stream(w http.ResponseWriter, r *http.Request) {
 	}
 	buf = buf[:0]
 	if a.req.includeUsage {
-		buf = appendEvent(buf, event{head: a.head, Choices: []any{}, Usage: a.streamUsage(last), SystemFingerprint: a.server.fingerprint})
+		buf = appendEvent(buf, event{head: a.head, Choices: []any{}, Usage: a.streamUsage(sent), SystemFingerprint: a.server.fingerprint})
 	}
 	buf = append(buf, "data: [DONE]\n\n"...)
 	_, _ = w.Write(buf) // a client that went away is not our fault
 }
 
 // drop reports whether the fault is due that cuts the connection.
-func (a *answer) drop(now []standing) bool {
+func (a *answer) drop(sent []standing) bool {
 	after := a.server.Faults().DropAfter
-	return after > 0 && now[0].tokens > after
+	return after > 0 && sent[0].tokens >= after
 }
 
-// events appends what one choice has got since the tokens sent.
-func (a *answer) events(buf []byte, r *http.Request, choice, sent int, now []standing) []byte {
-	g, s := a.job.generations[choice], now[choice]
-	ids := g.output[sent:s.tokens]
+// event appends the event of a choice's newest token.
+func (a *answer) event(buf []byte, r *http.Request, choice int, sent []standing) []byte {
+	g, s := a.job.generations[choice], sent[choice]
+	first := s.tokens == 1
+	ids := g.output[s.tokens-1 : s.tokens]
 	text := a.server.words.text(ids)
 	e := event{head: a.head}
 	if a.req.continuousUsage {
-		e.Usage = a.streamUsage(now)
+		e.Usage = a.streamUsage(sent)
 	}
 	if s.done && !a.req.includeUsage {
 		e.SystemFingerprint = a.server.fingerprint
 	}
 	if !a.req.chat {
 		c := completionDelta{Index: choice, Text: text, TokenIDs: a.ifAsked(ids)}
-		if sent == 0 {
+		if first {
 			c.Text = a.echo(r, choice) + text
 			c.PromptTokenIDs = a.ifAsked(a.prompts[a.promptOf(choice)].TokenIDs)
 		}
 		if s.done {
-			reason := a.finishReason(choice)
+			reason := g.finishReason()
 			c.FinishReason = &reason
 		}
 		e.Choices = []any{c}
 		return appendEvent(buf, e)
 	}
-	if sent == 0 {
+	if first {
 		role := chatRole{head: a.head, Usage: e.Usage, PromptTokenIDs: a.ifAsked(a.prompts[0].TokenIDs), Choices: []chatRoleChoice{{Index: choice}}}
 		role.Choices[0].Delta.Role = "assistant"
 		buf = appendEvent(buf, role)
 	}
 	if s.done {
-		e.Choices = []any{chatLast{Index: choice, Delta: content{text}, FinishReason: a.finishReason(choice), TokenIDs: a.ifAsked(ids)}}
+		e.Choices = []any{chatLast{Index: choice, Delta: content{text}, FinishReason: g.finishReason(), TokenIDs: a.ifAsked(ids)}}
 	} else {
 		e.Choices = []any{chatDelta{Index: choice, Delta: content{text}, TokenIDs: a.ifAsked(ids)}}
 	}

@@ -32,6 +32,11 @@ type Config struct {
 	RequestIDHeaders bool
 	// APIKey is the bearer token that paths below /v1 demand; empty: none.
 	APIKey string
+	// Tokenizer is the folder with the model's tokenizer files; empty: every four
+	// bytes of text count as one token, and token ids in prompts as themselves.
+	Tokenizer string
+	// LMCache makes the engine report what it holds.
+	LMCache LMCacheConfig
 	// Faults are what is wrong with the engine from the beginning.
 	Faults Faults
 	// Log gets what an operator would want to know; nil: nothing is logged.
@@ -80,6 +85,11 @@ func (c Config) Validate(path string) error {
 	}
 	if c.AnswerTokens < 1 {
 		fault("answer-tokens", "is %d; write 1 or more", c.AnswerTokens)
+	}
+	if c.LMCache.Pull != "" || c.LMCache.Reply != "" {
+		if err := c.LMCache.complete("", c.Profile).validate(path); err != nil {
+			faults = append(faults, err)
+		}
 	}
 	if err := c.Faults.validate(); err != nil {
 		faults = append(faults, fmt.Errorf("%s%w", path, err))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/firsttoken/firsttoken/prompt"
 )
@@ -47,9 +48,11 @@ func writeError(w http.ResponseWriter, e *requestError) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
+	body := appendJSON(nil, v)
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_, _ = w.Write(appendJSON(nil, v)) // a client that went away is not our fault
+	_, _ = w.Write(body) // a client that went away is not our fault
 }
 
 // appendJSON writes compactly and leaves < > & as they are, as vLLM does.

@@ -22,8 +22,8 @@ type Faults struct {
 	ErrorRate float64 `json:"error_rate"`
 	// Slow multiplies the time of every step; 0 and 1 change nothing.
 	Slow float64 `json:"slow"`
-	// DropAfter cuts the connection of a streamed answer after so many tokens;
-	// 0: never.
+	// DropAfter cuts the connection of a streamed answer after so many tokens
+	// of its first choice; 0: never.
 	DropAfter int `json:"drop_after"`
 }
 

@@ -60,7 +60,7 @@ type answer struct {
 func (s *Server) prepare(r *http.Request, body prompt.Request) (*answer, *requestError) {
 	req, fault := parseGeneration(body.Path, body.Body)
 	if fault != nil {
-		return nil, fault
+		return nil, s.reword(r, body, fault)
 	}
 	prompts, fault := s.encode(r, body, req)
 	if fault != nil {
@@ -116,6 +116,16 @@ func (s *Server) encode(r *http.Request, body prompt.Request, req generationRequ
 	return prompts, nil
 }
 
+// reword says a fault of the body in the words of the prompt package, which
+// knows vLLM's for everything that concerns the prompt.
+func (s *Server) reword(r *http.Request, body prompt.Request, fault *requestError) *requestError {
+	var better *requestError
+	if _, err := s.text.encode(r.Context(), body); errors.As(err, &better) {
+		return better
+	}
+	return fault
+}
+
 func (s *Server) checkModel(name string) *requestError {
 	if name == "" {
 		return nil
@@ -146,7 +156,7 @@ func (s *Server) generation(j *job, req generationRequest, ids []uint32, choice 
 	g := &generation{job: j, stop: stop, output: s.words.answer(ids, choice, length)}
 	g.request = simulator.Request{
 		PromptTokens: len(ids), OutputTokens: length, NoCache: req.noCache,
-		Blocks: blockKeys(s.cfg.BlockTokens, req.cacheSalt, ids, g.output),
+		Blocks: blockKeys(s.cfg.BlockTokens, req.cacheSalt, ids, g.output), Chunks: chunkKeys(s.hasher, ids),
 	}
 	return g
 }

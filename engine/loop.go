@@ -11,9 +11,11 @@ import (
 // loop runs the step model in real time: one goroutine, which begins a step,
 // waits as long as it takes and hands out its tokens.
 type loop struct {
-	scale float64 // set once
-	// observe is told of every step, under mu.
-	observe observer
+	scale   float64  // set once
+	metrics *metrics // set once
+	// report is told, under mu, what changed in the host tier; set once, nil
+	// where nobody wants to know. It must not block.
+	report func([]simulator.HostChange)
 	// wake has a value when work may have come to an idle engine, or when the
 	// speed has changed.
 	wake chan struct{}
@@ -23,14 +25,7 @@ type loop struct {
 	slow   float64 // factor on top of scale; 0 means 1
 	lastID simulator.ID
 	live   map[simulator.ID]*generation // in the engine, not finished
-}
-
-// observer is told what happens in the engine. Its methods must not block.
-type observer interface {
-	step(r *simulator.Result, s simulator.Stats)
-	firstToken(g *generation)
-	token(g *generation, since time.Duration)
-	end(g *generation)
+	begun  time.Time                    // the step under way
 }
 
 // job is the part of one HTTP request that the engine computes.
@@ -41,28 +36,34 @@ type job struct {
 	progress chan struct{}
 }
 
-// generation is one answer on its way. What the loop changes is guarded by its
-// mu; the rest is set once before submit.
+// generation is one answer on its way.
 type generation struct {
+	// Set once, before submit.
 	job     *job
 	request simulator.Request
 	output  []uint32 // the answer's token ids, known beforehand
 	stop    bool     // it ends by itself, not because of its limit
 
-	queued time.Time // set by submit
 	// The following are guarded by loop.mu.
-	id         simulator.ID
-	tokens     int // that have come out
-	cached     int // prompt tokens not computed; valid from the first token on
-	loaded     int // of these, from the host tier
-	done       bool
-	firstToken time.Time
-	lastToken  time.Time
+	id     simulator.ID
+	tokens int // that have come out
+	cached int // prompt tokens not computed; valid from the first token on
+	loaded int // of these, from the host tier
+	done   bool
+
+	queued, admitted, firstToken, lastToken time.Time
 }
 
-func newLoop(sim *simulator.Engine, scale float64, o observer) *loop {
+func (g *generation) finishReason() string {
+	if g.stop {
+		return "stop"
+	}
+	return "length"
+}
+
+func newLoop(sim *simulator.Engine, scale float64, m *metrics) *loop {
 	return &loop{
-		scale: scale, observe: o, wake: make(chan struct{}, 1),
+		scale: scale, metrics: m, wake: make(chan struct{}, 1),
 		sim: sim, live: make(map[simulator.ID]*generation),
 	}
 }
@@ -72,13 +73,14 @@ func newLoop(sim *simulator.Engine, scale float64, o observer) *loop {
 func (l *loop) submit(j *job) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() { l.metrics.sizes(l.sim.Stats()) }()
 	now := time.Now()
 	for _, g := range j.generations {
 		l.lastID++
-		g.id, g.job, g.queued = l.lastID, j, now
+		g.id, g.queued = l.lastID, now
 		g.request.ID = g.id
 		if err := l.sim.Add(g.request); err != nil {
-			l.cancelLocked(j)
+			l.dropLocked(j)
 			return err
 		}
 		l.live[g.id] = g
@@ -92,18 +94,18 @@ func (l *loop) submit(j *job) error {
 func (l *loop) cancel(j *job) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cancelLocked(j)
+	l.dropLocked(j)
+	l.metrics.sizes(l.sim.Stats())
 }
 
-// cancelLocked: the caller holds mu.
-func (l *loop) cancelLocked(j *job) {
+// dropLocked: the caller holds mu.
+func (l *loop) dropLocked(j *job) {
 	for _, g := range j.generations {
 		if l.live[g.id] == g {
 			l.sim.Cancel(g.id)
 			delete(l.live, g.id)
 		}
 	}
-	l.observe.step(nil, l.sim.Stats())
 }
 
 // standing is how far one generation has come.
@@ -112,7 +114,7 @@ type standing struct {
 	done           bool
 }
 
-// standings copies how far each generation of a job has come, in its order.
+// standings copies into into how far each generation of a job has come.
 func (l *loop) standings(j *job, into []standing) []standing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,6 +123,21 @@ func (l *loop) standings(j *job, into []standing) []standing {
 		into = append(into, standing{g.tokens, g.cached, g.done})
 	}
 	return into
+}
+
+// freeze stops the host tier from changing, and lists what it holds.
+func (l *loop) freeze() []simulator.Key {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sim.FreezeHost(true)
+	return l.sim.HostKeys()
+}
+
+// thaw undoes freeze.
+func (l *loop) thaw() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sim.FreezeHost(false)
 }
 
 func (l *loop) setSlow(factor float64) {
@@ -135,75 +152,92 @@ func (l *loop) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		begin := time.Now()
 		d, ok := l.begin()
-		for ok {
-			timer.Reset(time.Until(begin.Add(l.real(d))))
+		if !ok {
 			select {
-			case <-timer.C:
-				l.end()
-				ok = false
+			case <-l.wake:
 				continue
-			case <-l.wake: // the step may take another time now
 			case <-ctx.Done():
 				return
 			}
 		}
-		if d > 0 {
-			continue
-		}
-		select {
-		case <-l.wake:
-		case <-ctx.Done():
+		if !l.sleep(ctx, timer, d) {
 			return
+		}
+		l.end()
+	}
+}
+
+// sleep lets the step under way take its time, d of the profile's; false: ctx
+// has ended.
+func (l *loop) sleep(ctx context.Context, timer *time.Timer, d time.Duration) bool {
+	for {
+		timer.Reset(l.left(d))
+		select {
+		case <-timer.C:
+			return true
+		case <-l.wake: // the step may take another time now
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
 
-// begin starts a step and tells the profile's time for it.
+// begin starts a step and tells the profile's time for it; false: idle.
 func (l *loop) begin() (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sim.Schedule()
+	d, ok := l.sim.Schedule()
+	l.begun = time.Now()
+	l.metrics.sizes(l.sim.Stats())
+	return d, ok
 }
 
-// real is how long d of the profile's time takes here and now.
-func (l *loop) real(d time.Duration) time.Duration {
+// left is how long from now until d of the profile's time have passed since the
+// step began.
+func (l *loop) left(d time.Duration) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	scale := l.scale
 	if l.slow > 0 {
 		scale *= l.slow
 	}
-	return time.Duration(float64(d) * scale)
+	return time.Duration(float64(d)*scale) - time.Since(l.begun)
 }
 
+// end completes the step under way and hands out its tokens.
 func (l *loop) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	res := l.sim.Complete()
 	now := time.Now()
+	for _, id := range res.Admitted {
+		if g := l.live[id]; g != nil {
+			g.admitted = l.begun
+		}
+	}
 	for _, o := range res.Outputs {
 		g := l.live[o.ID]
-		if g == nil {
-			continue // cancelled during the step
-		}
 		g.tokens++
 		if o.First {
 			g.cached, g.loaded, g.firstToken = o.Cached, o.Loaded, now
-			l.observe.firstToken(g)
+			l.metrics.firstToken(g)
 		} else {
-			l.observe.token(g, now.Sub(g.lastToken))
+			l.metrics.token(now.Sub(g.lastToken))
 		}
 		g.lastToken = now
 		if o.Finished {
 			g.done = true
 			delete(l.live, g.id)
-			l.observe.end(g)
+			l.metrics.end(g)
 		}
 		signal(g.job.progress)
 	}
-	l.observe.step(&res, l.sim.Stats())
+	l.metrics.step(&res)
+	l.metrics.sizes(l.sim.Stats())
+	if l.report != nil && len(res.Host) > 0 {
+		l.report(res.Host)
+	}
 }
 
 // signal leaves one value in a channel of capacity 1.

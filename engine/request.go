@@ -201,8 +201,6 @@ func parseGeneration(path string, body []byte) (generationRequest, *requestError
 		return g, r.fault
 	}
 	switch {
-	case g.chat && fields["messages"] == nil:
-		return g, badSchema("body.messages", "missing", "Field required", "<dict of "+strconv.Itoa(len(fields))+" items>")
 	case g.n < 1:
 		return g, badRequest("n", "n must be at least 1, got %d. (parameter=n, value=%d)", g.n, g.n)
 	case given && g.maxTokens < 1:

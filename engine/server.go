@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/simulator"
 )
 
@@ -27,14 +28,15 @@ type Server struct {
 	log     *slog.Logger
 	text    text
 	words   *lexicon
+	hasher  *lmcache.Hasher // nil: no LMCache
 	loop    *loop
 	metrics *metrics
 	routes  map[string]map[string]http.HandlerFunc // path, method
 	// fingerprint is what every answer of this process carries.
 	fingerprint string
 
-	// stop ends the loop and every request in progress; done is closed when the
-	// loop has ended.
+	// stop ends ctx, and with it every request and every goroutine that wait
+	// waits for.
 	ctx  context.Context
 	stop context.CancelFunc
 	wait sync.WaitGroup
@@ -53,22 +55,48 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(""); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, text: byteText{}, fingerprint: fmt.Sprintf("vllm-%s-%08x", Version, rand.Uint32())}
+	s := &Server{cfg: cfg, log: cfg.Log, fingerprint: fmt.Sprintf("vllm-%s-%08x", Version, rand.Uint32())}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.words = newLexicon(s.text.vocabulary())
-	s.metrics = newMetrics(&cfg)
-	sim := simulator.New(cfg.Profile, simulator.Options{BlockTokens: cfg.BlockTokens})
-	s.loop = newLoop(sim, cfg.TimeScale, s.metrics)
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.wait.Go(func() { s.loop.run(s.ctx) })
-	s.routes = s.table()
-	if err := s.SetFaults(cfg.Faults); err != nil {
+	if err := s.assemble(); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// assemble makes the parts and starts the goroutines that Close ends.
+func (s *Server) assemble() (err error) {
+	if s.text, err = loadText(s.cfg); err != nil {
+		return err
+	}
+	s.words = newLexicon(s.text.vocabulary())
+	s.metrics = newMetrics(&s.cfg)
+	s.routes = s.table()
+
+	profile, options := s.cfg.Profile, simulator.Options{BlockTokens: s.cfg.BlockTokens}
+	reports := s.cfg.LMCache.complete(s.cfg.Models[0], profile)
+	if reports.Pull == "" {
+		profile.HostTokens = 0
+	} else {
+		if s.hasher, err = lmcache.NewHasher(reports.Keys); err != nil {
+			return err
+		}
+		profile.HostTokens, options.ChunkTokens = reports.Tokens, s.hasher.ChunkSize()
+	}
+	s.loop = newLoop(simulator.New(profile, options), s.cfg.TimeScale, s.metrics)
+	if s.hasher != nil {
+		w, err := newWorker(reports, s.hasher, s.loop, s.log)
+		if err != nil {
+			return err
+		}
+		s.loop.report = w.report
+		s.wait.Go(func() { w.run(s.ctx) })
+	}
+	s.wait.Go(func() { s.loop.run(s.ctx) })
+	return s.SetFaults(s.cfg.Faults)
 }
 
 // Start listens on address ("127.0.0.1:0") and serves in the background until
@@ -122,6 +150,9 @@ func (s *Server) Close() {
 		_ = h.Close()
 	}
 	s.wait.Wait()
+	if s.text != nil {
+		s.text.close()
+	}
 }
 
 // serve starts to serve on l, unless the faults say that the port is closed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"strconv"
 	"strings"
 
 	"github.com/firsttoken/firsttoken/prompt"
@@ -39,8 +40,8 @@ func (byteText) encode(_ context.Context, r prompt.Request) ([]prompt.EncodedPro
 	if fault != nil {
 		return nil, fault
 	}
-	if v := fields["messages"]; v != nil {
-		s, fault := plainChat(v)
+	if r.Path == pathChat {
+		s, fault := plainChat(fields)
 		if fault != nil {
 			return nil, fault
 		}
@@ -50,7 +51,11 @@ func (byteText) encode(_ context.Context, r prompt.Request) ([]prompt.EncodedPro
 }
 
 // plainChat writes messages one after the other, for want of a template.
-func plainChat(raw json.RawMessage) (string, *requestError) {
+func plainChat(fields object) (string, *requestError) {
+	raw, ok := fields["messages"]
+	if !ok {
+		return "", badSchema("body.messages", "missing", "Field required", "<dict of "+strconv.Itoa(len(fields))+" items>")
+	}
 	var messages []struct {
 		Role    string          `json:"role"`
 		Content json.RawMessage `json:"content"`

@@ -4,16 +4,20 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/firsttoken/firsttoken/engine"
+	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/simulator"
 )
 
 func newEngineCommand() *cobra.Command {
 	cfg := engine.DefaultConfig()
 	var listen, profile, faults string
+	var saveTail bool
 	cmd := &cobra.Command{
 		Use:   "engine --model NAME",
 		Short: "Run a simulated vLLM engine, for trying firsttoken without GPUs",
@@ -34,6 +38,9 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 			}
 			if !cmd.Flags().Changed("max-model-len") {
 				cfg.MaxModelLen = min(cfg.MaxModelLen, cfg.Profile.KVTokens)
+			}
+			if cmd.Flags().Changed("lmcache-save-unfull-chunk") {
+				cfg.LMCache.Keys.SaveUnfullChunk = &saveTail
 			}
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			server, err := engine.New(cfg)
@@ -61,5 +68,25 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 	f.BoolVar(&cfg.RequestIDHeaders, "enable-request-id-headers", cfg.RequestIDHeaders, "answer with X-Request-Id")
 	f.StringVar(&cfg.APIKey, "api-key", "", "bearer token that paths below /v1 demand")
 	f.StringVar(&faults, "faults", "", "what is wrong from the start: hang, refuse, unhealthy, error_rate=0.1, slow=3, drop_after=5; POST /faults changes it")
+	f.StringVar(&cfg.Tokenizer, "tokenizer", "", "folder with tokenizer.json and the chat template; without it four bytes of text are a token")
+	lmcacheFlags(f, &cfg.LMCache, &saveTail)
 	return cmd
+}
+
+// lmcacheFlags are what an engine's LMCache would be configured with.
+func lmcacheFlags(f *pflag.FlagSet, c *engine.LMCacheConfig, saveTail *bool) {
+	d := lmcache.DefaultKeyGroup()
+	f.StringVar(&c.Pull, "lmcache-controller-pull", "", "host:port of the LMCache controller's pull socket; without it the engine has no LMCache")
+	f.StringVar(&c.Reply, "lmcache-controller-reply", "", "host:port of the LMCache controller's reply socket")
+	f.StringVar(&c.Instance, "lmcache-instance-id", "", "LMCache instance id (default: the model's name and a random suffix)")
+	f.IntVar(&c.WorkerPort, "lmcache-worker-port", 0, "port registered as the LMCache worker's own")
+	f.DurationVar(&c.Heartbeat, "lmcache-heartbeat", 10*time.Second, "time between heartbeats, if the controller wants any; 0 for none")
+	f.IntVar(&c.Tokens, "lmcache-tokens", 0, "tokens that LMCache keeps in host memory (default: the profile's)")
+	f.IntVar(&c.Keys.ChunkSize, "lmcache-chunk-size", d.ChunkSize, "LMCache's chunk_size in tokens")
+	f.StringVar(&c.Keys.Algorithm, "lmcache-algorithm", d.Algorithm, "LMCache's pre_caching_hash_algorithm")
+	f.StringVar(&c.Keys.LMCacheVersion, "lmcache-version", d.LMCacheVersion, "LMCache release whose keys are made")
+	f.StringVar(&c.Keys.VLLMVersion, "lmcache-vllm-version", d.VLLMVersion, "vLLM release that LMCache finds; none if it cannot import vLLM")
+	f.StringVar(&c.Keys.PythonVersion, "lmcache-python-version", d.PythonVersion, "CPython release whose hash() is used")
+	f.StringVar(&c.Keys.PythonHashSeed, "lmcache-pythonhashseed", d.PythonHashSeed, "PYTHONHASHSEED of the engine; unset if it has none")
+	f.BoolVar(saveTail, "lmcache-save-unfull-chunk", false, "LMCache's save_unfull_chunk (default: that of the release)")
 }
