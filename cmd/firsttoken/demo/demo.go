@@ -54,7 +54,9 @@ var ErrMissedTarget = errors.New("the mean time to first token is above its targ
 func Run(ctx context.Context, o Options) error {
 	p := &printer{out: o.Out, terminal: o.Terminal}
 	load := newWorkload(seed)
-	p.line("%d simulated engines, the service and Envoy on this machine; %d conversations of %d turns and a group of %d that asks about one document, once per policy.",
+	p.line("%d simulated engines, the service and Envoy on this machine; %d conversations of %d turns, then a group of %d that asks about one document, once per policy.\n"+
+		"Per request: prompt tokens; tokens cached at and work queued for each engine (1 Mwork: a million pairs of token and position); the choice and why;\n"+
+		"the time to first token that was estimated, that the service measured, and that the client measured.",
 		engines, len(load.chats), turns, 1+len(load.burst))
 	base, err := o.policy(ctx, basePolicy, load, p, nil)
 	if err != nil {
@@ -128,11 +130,14 @@ func (s *stack) play(ctx context.Context, load workload, p *printer) ([]result, 
 		if err != nil {
 			return "", err
 		}
-		d, err := s.decision(ctx, a.id)
-		if err != nil {
-			return "", err
+		r := result{name: name, turn: turn, answer: a}
+		// Without an id Envoy has not waited for the service's answer and has
+		// chosen by itself.
+		if a.id != "" {
+			if r.decision, err = s.decision(ctx, a.id); err != nil {
+				return "", err
+			}
 		}
-		r := result{name: name, turn: turn, answer: a, decision: d}
 		p.request(r)
 		mu.Lock()
 		defer mu.Unlock()

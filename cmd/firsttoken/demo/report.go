@@ -18,7 +18,7 @@ type result struct {
 	name     string // conversation
 	turn     int
 	answer   answer
-	decision *firsttokenv1.Decision
+	decision *firsttokenv1.Decision // nil where Envoy chose by itself
 }
 
 // summary is one policy's row in the table.
@@ -97,7 +97,7 @@ func (p *printer) begin(policy string, engines []string, total int) {
 	defer p.mu.Unlock()
 	p.engines, p.total, p.done, p.ttft = engines, total, 0, 0
 	fmt.Fprintf(p.out, "\n%s: %d requests\n", policy, total)
-	fmt.Fprintf(p.out, "%-11s %6s  %-18s %-18s %-16s %9s %9s %9s\n",
+	fmt.Fprintf(p.out, "%-11s %6s  %-18s %-18s %-17s %9s %9s %9s\n",
 		"request", "tokens", "cached per engine", "queued Mwork", "choice", "estimate", "TTFT", "client's")
 }
 
@@ -108,20 +108,16 @@ func (p *printer) request(r result) {
 	p.done++
 	p.ttft += r.answer.ttft
 	d := r.decision
-	choice := "?"
+	choice, estimate, ttft := p.engineName(r.answer.endpoint)+" by Envoy", "?", "?"
 	if c := d.GetCandidates(); len(c) > 0 {
 		choice = p.engineName(c[0].GetAddress()) + " " + d.GetReason()
-	}
-	ttft := "?"
-	if d.TtftSeconds != nil {
-		ttft = millis(seconds(d.GetTtftSeconds()))
-	}
-	estimate := "?"
-	if c := d.GetCandidates(); len(c) > 0 {
 		estimate = millis(seconds(c[0].GetEstimateSeconds()))
 	}
+	if d != nil && d.TtftSeconds != nil {
+		ttft = millis(seconds(d.GetTtftSeconds()))
+	}
 	p.clear()
-	fmt.Fprintf(p.out, "%-11s %6d  %-18s %-18s %-16s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), d.GetPromptTokens(),
+	fmt.Fprintf(p.out, "%-11s %6d  %-18s %-18s %-17s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), r.answer.promptTokens,
 		p.perEngine(d, func(c *firsttokenv1.Candidate) string {
 			if c.CachedTokens == nil {
 				return "-" // no source knows this engine

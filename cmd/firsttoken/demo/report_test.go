@@ -52,9 +52,9 @@ trapezoid          50       200 ms        90 ms      1000 ms        89%         
 }
 
 var testResult = result{
-	name: "chat 1", turn: 2, answer: answer{ttft: 61 * time.Millisecond},
+	name: "chat 1", turn: 2, answer: answer{ttft: 61 * time.Millisecond, promptTokens: 2412, endpoint: "b:1"},
 	decision: &firsttokenv1.Decision{
-		PromptTokens: 2412, Reason: "cached", TtftSeconds: new(0.058),
+		Reason: "cached", TtftSeconds: new(0.058),
 		Candidates: []*firsttokenv1.Candidate{
 			{Address: "b:1", CachedTokens: new(uint32(2304)), QueuedWork: 0, EstimateSeconds: 0.06},
 			{Address: "a:1", CachedTokens: new(uint32(0)), QueuedWork: 3.14e6, EstimateSeconds: 2},
@@ -67,11 +67,13 @@ func TestRequestLine(t *testing.T) {
 	p := &printer{out: &out}
 	p.begin("trapezoid", []string{"a:1", "b:1", "c:1"}, 50)
 	p.request(testResult)
+	p.request(result{name: "chat 1", turn: 3, answer: answer{ttft: 70 * time.Millisecond, promptTokens: 2500, endpoint: "a:1"}})
 	p.end()
 	want := `
 trapezoid: 50 requests
-request     tokens  cached per engine  queued Mwork       choice            estimate      TTFT  client's
-chat 1.2      2412  0 / 2304 / ?       3.1 / 0.0 / ?      engine-2 cached      60 ms     58 ms     61 ms
+request     tokens  cached per engine  queued Mwork       choice             estimate      TTFT  client's
+chat 1.2      2412  0 / 2304 / ?       3.1 / 0.0 / ?      engine-2 cached       60 ms     58 ms     61 ms
+chat 1.3      2500  ? / ? / ?          ? / ? / ?          engine-1 by Envoy         ?         ?     70 ms
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)

@@ -77,8 +77,8 @@ func startStack(ctx context.Context, o Options, policy, dir string) (_ *stack, e
 	}
 	for i, port := range ports {
 		_, err := s.children.start(engineName(i), port, o.Program, "engine", "--listen", "fd:3", "--model", model, "--tokenizer", o.Tokenizer,
-			"--profile", "demo", "--lmcache-instance", engineName(i),
-			"--lmcache-pull", service.LMCache.Pull, "--lmcache-reply", service.LMCache.Reply)
+			"--profile", "demo", "--lmcache-instance-id", engineName(i),
+			"--lmcache-controller-pull", service.LMCache.Pull, "--lmcache-controller-reply", service.LMCache.Reply)
 		if err != nil {
 			return nil, err
 		}
@@ -181,31 +181,39 @@ func (s *stack) envoyListener(ctx context.Context, admin string) (string, error)
 	return "http://" + net.JoinHostPort(socket.Address, strconv.Itoa(socket.Port)), nil
 }
 
-// awaitReady waits until the service sees every engine, and LMCache's workers
-// have registered.
+// awaitReady waits until the service sees every engine and its LMCache worker.
 func (s *stack) awaitReady(ctx context.Context) error {
-	return s.until(ctx, "all engines are ready", func(ctx context.Context) error {
+	return s.until(ctx, "all engines and their LMCache are there", func(ctx context.Context) error {
 		text, err := s.get(ctx, s.admin+"/status")
 		if err != nil {
 			return err
 		}
 		var status struct {
 			Endpoints []struct {
-				Name  string `json:"name"`
-				Ready bool   `json:"ready"`
+				Ready bool `json:"ready"`
 			} `json:"endpoints"`
+			LMCache struct {
+				Workers []struct {
+					Registered bool `json:"registered"`
+				} `json:"workers"`
+			} `json:"lmcache"`
 		}
 		if err := json.Unmarshal(text, &status); err != nil {
 			return err
 		}
-		ready := 0
+		ready, registered := 0, 0
 		for _, e := range status.Endpoints {
 			if e.Ready {
 				ready++
 			}
 		}
-		if ready < engines {
-			return fmt.Errorf("%d of %d engines are ready", ready, engines)
+		for _, w := range status.LMCache.Workers {
+			if w.Registered {
+				registered++
+			}
+		}
+		if ready < engines || registered < engines {
+			return fmt.Errorf("of %d engines %d are ready and %d have registered their LMCache", engines, ready, registered)
 		}
 		return nil
 	})

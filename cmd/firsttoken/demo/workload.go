@@ -9,22 +9,25 @@ import (
 )
 
 // The workload: people chat with an assistant about a long document each, turn
-// by turn, and then a group asks about one document at the same time. Every
-// conversation begins with the same system prompt. The sizes are those of small
-// retrieval chats; think times are shortened, so that the demo ends soon.
+// by turn, and then a group asks about one document at the same time, each with
+// a note of their own. Every conversation begins with the same system prompt.
+// The sizes are those of small retrieval chats; think times are shortened, so
+// that the demo ends soon.
 const (
-	conversations = 8
+	conversations = 10
 	turns         = 5
 	systemWords   = 200
 	documentWords = 1200
-	questionWords = 30
+	questionWords = 40
 	answerTokens  = 24
+	startMax      = 5 * time.Second // the last one comes at most this late
 	thinkMin      = 300 * time.Millisecond
 	thinkMax      = 1500 * time.Millisecond
 
-	burstRequests = 9
-	burstGap      = 60 * time.Millisecond // mean
+	burstRequests = 12
+	burstGap      = 30 * time.Millisecond // mean
 	burstWords    = 1500
+	burstOwnWords = 120
 )
 
 // turn is one question of a conversation, asked some time after the answer to
@@ -57,17 +60,17 @@ func newWorkload(seed uint64) workload {
 	for i := range conversations {
 		c := conversation{name: fmt.Sprintf("chat %d", i+1), system: system}
 		for t := range turns {
-			question := w.words(questionWords)
+			next := turn{w.between(thinkMin, thinkMax), w.words(questionWords)}
 			if t == 0 {
-				question = w.words(documentWords) + "\n\n" + question
+				next = turn{w.between(0, startMax), w.words(documentWords) + "\n\n" + next.question}
 			}
-			c.turns = append(c.turns, turn{w.between(thinkMin, thinkMax), question})
+			c.turns = append(c.turns, next)
 		}
 		l.chats = append(l.chats, c)
 	}
 	document := w.words(burstWords)
 	ask := func(name string, wait time.Duration) conversation {
-		return conversation{name: name, system: system, turns: []turn{{wait, document + "\n\n" + w.words(questionWords)}}}
+		return conversation{name: name, system: system, turns: []turn{{wait, document + "\n\n" + w.words(burstOwnWords)}}}
 	}
 	l.first = ask("group 0", 0)
 	var at time.Duration
