@@ -11,6 +11,7 @@ import (
 	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -108,8 +109,15 @@ func (c Config) poolPolicy() *clusterv3.LoadBalancingPolicy_Policy {
 		return least
 	}
 	return policy("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
-		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{Header: HeaderEndpoint}},
-		FallbackPolicy:      &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{least}},
+		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{
+			{Header: HeaderEndpoint},
+			// Where the service is set to tell it by metadata alone.
+			{Metadata: &metadatav3.MetadataKey{
+				Key:  MetadataBalancer,
+				Path: []*metadatav3.MetadataKey_PathSegment{{Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: HeaderEndpoint}}},
+			}},
+		},
+		FallbackPolicy: &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{least}},
 	})
 }
 

@@ -87,7 +87,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
 	began := time.Now()
 	d, err := st.picker.Pick(began, newID(), p)
-	if errors.Is(err, scoring.ErrModelRequired) && p.Source == scoring.TokensEstimated {
+	if errors.Is(err, scoring.ErrModelRequired) && st.unread {
 		// The model is not missing from the request, only unknown to us.
 		d, err = st.picker.Pick(began, newID(), unsized())
 	}
@@ -126,6 +126,7 @@ func (st *stream) encode(whole bool) (*scoring.Prompt, error) {
 		return nil, err
 	}
 	st.metrics.fallback(causeOf(err))
+	st.unread = true
 	return estimated(len(st.body)), nil
 }
 

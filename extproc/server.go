@@ -157,7 +157,7 @@ func abandoned(ctx context.Context, path string) bool {
 
 // Serve answers on l until Drain, or until l fails. It closes l.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.grpc.Serve(l); err != nil {
+	if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("ext_proc on %s: %w", l.Addr(), err)
 	}
 	return nil

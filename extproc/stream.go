@@ -40,6 +40,8 @@ type stream struct {
 	held bool
 	// model is what the client asked for, once that is known.
 	model string
+	// unread: the body came, but the encoder failed on it.
+	unread bool
 	// decided: the choice was made, or left to Envoy.
 	decided bool
 	// booking is the decision's; nil where there is none.

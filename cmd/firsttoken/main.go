@@ -44,6 +44,7 @@ func newRootCommand() *cobra.Command {
 		newDemoCommand(),
 		newEncodeCommand(),
 		newEngineCommand(),
+		newEnvoyCommand(),
 		newKeysCommand(),
 		newServeCommand(),
 	)
