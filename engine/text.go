@@ -91,6 +91,8 @@ func plainPrompts(raw json.RawMessage) ([]prompt.EncodedPrompt, error) {
 	switch {
 	case len(raw) == 0 || string(raw) == "null" || string(raw) == `""`:
 		return nil, badRequest("prompt", "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)")
+	case string(raw) == "[]":
+		return nil, badRequest("prompt", "You must pass at least one prompt (parameter=prompt)")
 	case json.Unmarshal(raw, &s) == nil:
 		prompts = append(prompts, bytesPrompt(s))
 	case json.Unmarshal(raw, &ids) == nil:

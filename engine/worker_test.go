@@ -107,13 +107,19 @@ func TestWorkerAdmitsEvictsAndHits(t *testing.T) {
 
 func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	c := startController(t, anyPorts())
-	cfg := reporting(c, 6000*256) // more than one batch of keys
+	cfg := reporting(c, 100_000)
+	cfg.LMCache.Keys.ChunkSize = 16 // so that there are more keys than one batch holds
+	hasher, err := lmcache.NewHasher(cfg.LMCache.Keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.hasher = hasher
 	r := start(t, cfg)
 	prompts := [][]int{ids(1, 30_000), ids(2, 30_000), ids(3, 700)}
 	for _, p := range prompts {
 		r.post("/v1/completions", object{"prompt": p, "max_tokens": 1})
 	}
-	eventually(t, "all is admitted", func() bool { return c.held("e1", prompts[1]) == 117 && c.held("e1", prompts[2]) == 2 })
+	eventually(t, "all is admitted", func() bool { return c.held("e1", prompts[1]) == 1875 && c.held("e1", prompts[2]) == 43 })
 
 	// Workers know the addresses, so the next controller has the same.
 	a := c.Addresses()
@@ -121,9 +127,10 @@ func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	again.Pull, again.Reply, again.Heartbeat = a.Pull, a.Reply, a.Heartbeat
 	c.stop()
 	c = startController(t, again)
+	c.hasher = hasher
 	eventually(t, "the new controller knows all", func() bool {
 		for _, p := range prompts {
-			if c.held("e1", p) != len(p)/256 {
+			if c.held("e1", p) != len(p)/16 {
 				return false
 			}
 		}
@@ -133,7 +140,7 @@ func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	eventually(t, "what comes later is admitted", func() bool {
 		p := ids(4, 512)
 		r.post("/v1/completions", object{"prompt": p, "max_tokens": 1})
-		return c.held("e1", p) == 2
+		return c.held("e1", p) == 32
 	})
 }
 
