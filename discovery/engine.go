@@ -114,7 +114,7 @@ func (c *engineClient) get(ctx context.Context, path string, limit int64) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // Nothing is lost: the body was read or is not wanted.
+	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return nil, &statusError{path, resp.StatusCode}
 	}

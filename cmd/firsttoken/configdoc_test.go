@@ -30,7 +30,7 @@ func TestConfigurationDoc(t *testing.T) {
 	d := &configDoc{t: t, seen: make(map[reflect.Type]string), comments: make(map[string]map[string]string)}
 	got := d.page()
 	if *update {
-		if err := os.WriteFile(configurationDoc, []byte(got), 0o644); err != nil { //nolint:gosec // Documentation is for everyone.
+		if err := os.WriteFile(configurationDoc, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

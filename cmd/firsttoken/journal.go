@@ -61,7 +61,7 @@ func (j *journal) FirstToken(d *scoring.Decision, ttft time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if record := j.byID[d.ID]; record != nil {
-		record.TtftSeconds = proto.Float64(ttft.Seconds())
+		record.TtftSeconds = new(ttft.Seconds())
 	}
 }
 
@@ -74,15 +74,15 @@ func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served str
 	if record == nil {
 		return
 	}
-	record.Outcome = proto.String(string(outcome))
+	record.Outcome = new(string(outcome))
 	record.Ended = timestamppb.Now()
 	if served == "" {
 		return
 	}
-	record.ServedAddress = proto.String(served)
+	record.ServedAddress = new(served)
 	for _, c := range record.GetCandidates() {
 		if c.GetAddress() == served {
-			record.ServedEndpoint = proto.String(c.GetEndpoint())
+			record.ServedEndpoint = new(c.GetEndpoint())
 		}
 	}
 }
@@ -133,7 +133,7 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 			EstimateSeconds: c.Estimate.Seconds(),
 		}
 		if c.Known {
-			r.Candidates[i].CachedTokens = proto.Uint32(count32(c.Cached))
+			r.Candidates[i].CachedTokens = new(count32(c.Cached))
 		}
 		if i > 0 && i <= j.alternates {
 			r.Alternates = append(r.Alternates, c.Endpoint.Address)

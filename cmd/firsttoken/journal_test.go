@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -38,8 +37,8 @@ func TestJournalRecordsWhatWasWeighedAndWhatBecame(t *testing.T) {
 		Id: "x", Time: timestamppb.New(time.Unix(100, 0)), Model: "m", Policy: "trapezoid", Reason: "spread",
 		PromptTokens: 3, TokenSource: "native", Alternates: []string{"10.0.0.2:1"},
 		Candidates: []*firsttokenv1.Candidate{
-			{Endpoint: "a", Address: "10.0.0.1:1", CachedTokens: proto.Uint32(0), Work: 6, EstimateSeconds: 1},
-			{Endpoint: "b", Address: "10.0.0.2:1", CachedTokens: proto.Uint32(2), Work: 3, QueuedWork: 40, Waiting: 2, Decoding: 1, EstimateSeconds: 4},
+			{Endpoint: "a", Address: "10.0.0.1:1", CachedTokens: new(uint32(0)), Work: 6, EstimateSeconds: 1},
+			{Endpoint: "b", Address: "10.0.0.2:1", CachedTokens: new(uint32(2)), Work: 3, QueuedWork: 40, Waiting: 2, Decoding: 1, EstimateSeconds: 4},
 			{Endpoint: "c", Address: "10.0.0.3:1", Work: 6, QueuedWork: 90, Waiting: 3, EstimateSeconds: 9},
 		},
 	}
@@ -54,9 +53,9 @@ func TestJournalRecordsWhatWasWeighedAndWhatBecame(t *testing.T) {
 		t.Error("the end has no time")
 	}
 	got.Ended = nil
-	want.TtftSeconds = proto.Float64(1.5)
-	want.Outcome = proto.String("complete")
-	want.ServedAddress, want.ServedEndpoint = proto.String("10.0.0.2:1"), proto.String("b")
+	want.TtftSeconds = new(1.5)
+	want.Outcome = new("complete")
+	want.ServedAddress, want.ServedEndpoint = new("10.0.0.2:1"), new("b")
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("ended (-want +got)\n%s", diff)
 	}

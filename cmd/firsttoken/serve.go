@@ -76,13 +76,13 @@ type service struct {
 
 // apiKeyVariable is the environment variable whose value we send to engines as
 // bearer token on our own calls, as vLLM itself reads it.
-const apiKeyVariable = "VLLM_API_KEY"
+const apiKeyVariable = "VLLM_API_KEY" //nolint:gosec // The name of the key, not the key.
 
 // newService binds every socket and makes every part, and starts none. Sockets
 // that others wait for come first, slow things last.
 func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, err error) {
 	s := &service{cfg: cfg, log: log, started: time.Now()}
-	defer func() {
+	defer func() { //nolint:contextcheck // What was taken is freed whatever the context says.
 		if err != nil {
 			s.close()
 		}
@@ -116,7 +116,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
-	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{
+	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
 		Endpoint: s.renderer,
@@ -228,7 +228,7 @@ type boundLMCache struct {
 // run serves until ctx ends, drains and returns nil, or until a part fails. It
 // prints the bound addresses to out first.
 func (s *service) run(ctx context.Context, out io.Writer) error {
-	defer s.close()
+	defer s.close() //nolint:contextcheck // What was taken is freed whatever the context says.
 	if err := json.NewEncoder(out).Encode(s.bound()); err != nil {
 		return fmt.Errorf("print the bound addresses: %w", err)
 	}

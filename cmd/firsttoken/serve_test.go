@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"                               //nolint:depguard // The test plays Envoy.
+	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3" //nolint:depguard // The test plays Envoy.
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"                       //nolint:depguard // The test plays Envoy.
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -38,8 +38,8 @@ func fakeEngine(t *testing.T, models string) string {
 }
 
 // startService runs a service on free ports until the test ends, and returns
-// where it is.
-func startService(t *testing.T, cfg config) (*service, bound) {
+// what it prints.
+func startService(t *testing.T, cfg config) bound {
 	t.Helper()
 	cfg.Server.Listen, cfg.Admin.Listen, cfg.Server.DrainDelay = "127.0.0.1:0", "127.0.0.1:0", 0
 	cfg.LMCache.Controller.Pull, cfg.LMCache.Controller.Reply, cfg.LMCache.Controller.Heartbeat = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
@@ -68,7 +68,7 @@ func startService(t *testing.T, cfg config) (*service, bound) {
 	if err := json.Unmarshal(line, &b); err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	return s, b
+	return b
 }
 
 func dial(t *testing.T, address string) *grpc.ClientConn {
@@ -166,8 +166,9 @@ func TestServe(t *testing.T) {
 	cfg := defaultConfig()
 	cfg.LMCache.Enabled = false
 	cfg.Scoring.Policy = scoring.PolicyRoundRobin
-	cfg.Endpoints = []discovery.Entry{{Name: "one", Address: first}, {Name: "two", Address: second}}
-	_, b := startService(t, cfg)
+	// Turns are counted by model, so the models must be known from the start.
+	cfg.Endpoints = []discovery.Entry{{Name: "one", Address: first, Models: []string{"m"}}, {Name: "two", Address: second, Models: []string{"m"}}}
+	b := startService(t, cfg)
 	conn := dial(t, b.Listen)
 	awaitServing(t, conn)
 
@@ -231,7 +232,7 @@ func TestServeHostsLMCache(t *testing.T) {
 	} else if err == nil {
 		_ = c.Close()
 	}
-	_, b := startService(t, cfg)
+	b := startService(t, cfg)
 	if b.LMCache == nil || b.LMCache.Pull == "" || b.LMCache.Reply == "" || b.LMCache.Heartbeat == "" {
 		t.Fatalf("bound %+v", b)
 	}
