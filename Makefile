@@ -65,6 +65,8 @@ lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/b
 generate: .tools/stamp/libzmq .tools/buf-$(BUF_VERSION) ## write the generated code and docs anew
 	@.tools/buf generate
 	@$(WITH_NATIVE) go generate ./...
+	@$(WITH_NATIVE) go run ./cmd/firsttoken envoy bootstrap --config examples/static-envoy/firsttoken.yml >.tools/envoy.yaml
+	@mv .tools/envoy.yaml examples/static-envoy/envoy.yaml
 
 .PHONY: variants
 variants: .tools/stamp/libzmq ## vet and build without Rust, without ZeroMQ, without cgo

@@ -50,8 +50,19 @@ const seed = 1
 var ErrMissedTarget = errors.New("the mean time to first token is above its target")
 
 // Run plays the demo. When it returns, every process it started is gone. The
-// error is ErrMissedTarget, or says what failed, or is the context's.
+// error is ErrMissedTarget, or says what failed or that ctx ended.
 func Run(ctx context.Context, o Options) error {
+	if _, err := os.Stat(o.Envoy); err != nil {
+		return fmt.Errorf("envoy: %w; make .tools/envoy fetches it", err)
+	}
+	err := o.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %w", ctx.Err())
+	}
+	return err
+}
+
+func (o Options) run(ctx context.Context) error {
 	p := &printer{out: o.Out, terminal: o.Terminal}
 	load := newWorkload(seed)
 	p.line("%d simulated engines, the service and Envoy on this machine; %d conversations of %d turns, then a group of %d that asks about one document, once per policy.\n"+
