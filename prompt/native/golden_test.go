@@ -87,24 +87,37 @@ func load(tb testing.TB, dir string, engine native.Engine) *native.Tokenizer {
 	return tokenizer
 }
 
-// Both engines give the ids that transformers gives, for every text of the
-// golden files, with and without special tokens.
-func TestGoldenTexts(t *testing.T) {
-	texts := readGolden[goldenInputs](t, shared.File(t, "golden", "tokenizer-inputs.json.gz")).Texts
-	for _, family := range families {
-		golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
-		if len(golden.Enc) != len(texts) || len(texts) == 0 {
-			t.Fatalf("%s: %d id lists for %d texts", family, len(golden.Enc), len(texts))
-		}
-		for _, engine := range []native.Engine{native.Fastokens, native.Tokenizers} {
-			t.Run(family+"/"+string(engine), func(t *testing.T) {
-				tokenizer := load(t, shared.File(t, "tokenizers", family), engine)
-				for i, text := range texts {
-					checkIDs(t, tokenizer, text, false, golden.Enc[i])
-					checkIDs(t, tokenizer, text, true, slices.Concat(golden.Wrap[0], golden.Enc[i], golden.Wrap[1]))
-				}
-			})
-		}
+// Every family of ../shared: both engines against the golden texts and against
+// each other, and the templates against the golden chats.
+func TestFamilies(t *testing.T) {
+	inputs := readGolden[goldenInputs](t, shared.File(t, "golden", "tokenizer-inputs.json.gz"))
+	rendered := 0
+	for i, family := range families {
+		t.Run(family, func(t *testing.T) {
+			dir := shared.File(t, "tokenizers", family)
+			golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
+			fast, reference := load(t, dir, native.Fastokens), load(t, dir, native.Tokenizers)
+			t.Run("texts/fastokens", func(t *testing.T) { checkGoldenTexts(t, fast, inputs.Texts, golden) })
+			t.Run("texts/tokenizers", func(t *testing.T) { checkGoldenTexts(t, reference, inputs.Texts, golden) })
+			t.Run("chats", func(t *testing.T) { rendered += checkGoldenChats(t, fast, family, inputs.ChatRequests, golden) })
+			t.Run("random", func(t *testing.T) { compareOnRandomTexts(t, fast, reference, uint64(i)) })
+		})
+	}
+	if rendered < 200 && !t.Failed() {
+		t.Errorf("only %d chats compared", rendered)
+	}
+}
+
+// checkGoldenTexts: the ids that transformers gives, with and without special
+// tokens.
+func checkGoldenTexts(t *testing.T, tokenizer *native.Tokenizer, texts []string, golden goldenFamily) {
+	t.Helper()
+	if len(golden.Enc) != len(texts) || len(texts) == 0 {
+		t.Fatalf("%d id lists for %d texts", len(golden.Enc), len(texts))
+	}
+	for i, text := range texts {
+		checkIDs(t, tokenizer, text, false, golden.Enc[i])
+		checkIDs(t, tokenizer, text, true, slices.Concat(golden.Wrap[0], golden.Enc[i], golden.Wrap[1]))
 	}
 }
 
@@ -133,58 +146,48 @@ func templateFile(family, template string) string {
 	return filepath.Join(family, file)
 }
 
-// The golden chats whose messages a template takes as they came (no tool calls,
-// no lists of parts, no developer role): the same text, ids and refusals. What
-// messages must go through first is tested by package prompt, with all of them.
-func TestGoldenChats(t *testing.T) {
-	inputs := readGolden[goldenInputs](t, shared.File(t, "golden", "tokenizer-inputs.json.gz"))
-	requests := map[string]chatRequest{}
-	for _, request := range inputs.ChatRequests {
-		requests[request.Name] = request
+// checkGoldenChats renders the golden chats whose messages a template takes as
+// they came (no tool calls, no lists of parts, no developer role), and counts
+// them: the same text, ids and refusals. What other messages must go through
+// first is tested by package prompt, with all of them.
+func checkGoldenChats(t *testing.T, tokenizer *native.Tokenizer, family string, requests []chatRequest, golden goldenFamily) (rendered int) {
+	t.Helper()
+	byName := map[string]chatRequest{}
+	for _, request := range requests {
+		byName[request.Name] = request
 	}
-	rendered := 0
-	for _, family := range families {
-		golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
-		tokenizer := load(t, shared.File(t, "tokenizers", family), native.Fastokens)
-		tokens := specialTokens(t, shared.File(t, "tokenizers", family))
-		for name, chat := range golden.Chat {
-			source, err := os.ReadFile(shared.File(t, "tokenizers", templateFile(family, name)))
-			if err != nil {
-				t.Fatal(err)
+	tokens := specialTokens(t, shared.File(t, "tokenizers", family))
+	for name, chat := range golden.Chat {
+		source, err := os.ReadFile(shared.File(t, "tokenizers", templateFile(family, name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := compile(t, string(source))
+		if got := template.ContentFormat(); got != chat.ContentFormat {
+			t.Errorf("%s: content format %q, want %q", name, got, chat.ContentFormat)
+		}
+		for _, want := range chat.Cases {
+			variables := chatVariables(byName[want.Name], chat.ContentFormat, tokens)
+			if variables == nil {
+				continue
 			}
-			template, err := native.CompileTemplate(string(source))
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			if got := template.ContentFormat(); got != chat.ContentFormat {
-				t.Errorf("%s: content format %q, want %q", name, got, chat.ContentFormat)
-			}
-			for _, want := range chat.Cases {
-				variables := chatVariables(requests[want.Name], chat.ContentFormat, tokens)
-				if variables == nil {
-					continue
+			rendered++
+			text, err := template.Render(t.Context(), variables, goldenNow)
+			if want.Error != "" {
+				var refusal *native.TemplateError
+				if !errors.As(err, &refusal) || !strings.Contains(want.Error, refusal.Message) {
+					t.Errorf("%s %s: error %v, want %q", name, want.Name, err, want.Error)
 				}
-				rendered++
-				text, err := template.Render(t.Context(), variables, goldenNow)
-				if want.Error != "" {
-					var refusal *native.TemplateError
-					if !errors.As(err, &refusal) || !strings.Contains(want.Error, refusal.Message) {
-						t.Errorf("%s %s: error %v, want %q", name, want.Name, err, want.Error)
-					}
-					continue
-				}
-				if text != want.Text || err != nil {
-					t.Errorf("%s %s: error %v, text (- want, + got)\n%s", name, want.Name, err, cmp.Diff(want.Text, text))
-					continue
-				}
-				checkIDs(t, tokenizer, text, false, want.IDs)
+				continue
 			}
-			template.Close()
+			if text != want.Text || err != nil {
+				t.Errorf("%s %s: error %v, text (- want, + got)\n%s", name, want.Name, err, cmp.Diff(want.Text, text))
+				continue
+			}
+			checkIDs(t, tokenizer, text, false, want.IDs)
 		}
 	}
-	if rendered < 200 {
-		t.Errorf("only %d chats compared", rendered)
-	}
+	return rendered
 }
 
 // goldenNow is the time at which the golden chats were rendered.
