@@ -49,9 +49,8 @@ type Controller struct {
 // where there is none.
 type Addresses struct{ Pull, Reply, Heartbeat string }
 
-// maxParts is how many messages are read from one socket before the others
-// have their turn.
-const maxParts = 64
+// turn is how long one socket is read before the others have theirs.
+const turn = 200 * time.Microsecond
 
 // NewController binds the sockets: from here on workers' messages wait for Run
 // and are not lost. It ends with Run, or with Close where Run is never called.
@@ -98,9 +97,10 @@ func (c *Controller) bind() error {
 		socket        **zmq.Socket
 		bound         *string
 	}{
-		{"pull", c.cfg.Pull, zmq.Pull, &c.pull, &c.addresses.Pull},
-		{"reply", c.cfg.Reply, zmq.Router, &c.reply, &c.addresses.Reply},
+		// In this order they have their turns: who waits for an answer first.
 		{"heartbeat", c.cfg.Heartbeat, zmq.Router, &c.heartbeat, &c.addresses.Heartbeat},
+		{"reply", c.cfg.Reply, zmq.Router, &c.reply, &c.addresses.Reply},
+		{"pull", c.cfg.Pull, zmq.Pull, &c.pull, &c.addresses.Pull},
 	} {
 		if s.address == "" {
 			continue
@@ -193,10 +193,9 @@ func (c *Controller) write(done <-chan struct{}) {
 	}
 }
 
-// drain takes in what waits on a socket, but not for so long that the others
-// starve.
+// drain takes in what waits on a socket, for one turn at most.
 func (c *Controller) drain(s *zmq.Socket) error {
-	for parts := 0; parts < maxParts; {
+	for begin := time.Now(); time.Since(begin) < turn; {
 		frames, err := s.Recv()
 		if errors.Is(err, zmq.ErrAgain) {
 			return nil
@@ -212,7 +211,6 @@ func (c *Controller) drain(s *zmq.Socket) error {
 		} else {
 			c.request(s, frames)
 		}
-		parts += max(1, len(frames))
 	}
 	return nil
 }

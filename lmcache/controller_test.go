@@ -413,6 +413,61 @@ func TestManyWorkersAtOnce(t *testing.T) {
 	}
 }
 
+// Answers must stay prompt while 200,000 operations come in each second, what
+// some hundred engines report at their busiest.
+func BenchmarkHeartbeatUnderLoad(b *testing.B) {
+	r := newRig(b)
+	a := registration("a")
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		keys := make([]lmcache.Key, 50)
+		every := time.NewTicker(time.Millisecond)
+		defer every.Stop()
+		for seq := int64(0); ; {
+			select {
+			case <-stop:
+				return
+			case <-every.C:
+			}
+			for range 4 {
+				for i := range keys {
+					keys[i] = lmcache.Key(seq+int64(i)) % 500_000
+				}
+				_ = r.push.Send(batch(a.Worker, seq, keys...).Append(nil))
+				seq += int64(len(keys))
+			}
+		}
+	})
+	s := r.dial(zmq.Dealer, r.Addresses().Heartbeat)
+	poller, err := r.ctx.NewPoller(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer poller.Close()
+	request := (&lmcache.HeartbeatMsg{Registration: a}).Append(nil)
+	r.exchange(s, nil, request)
+	var took []time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		if err := s.Send(nil, request); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := poller.Poll(patience); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(begin))
+	}
+	close(stop)
+	load.Wait()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+}
+
 func BenchmarkController(b *testing.B) {
 	r := newRig(b)
 	a := registration("a")

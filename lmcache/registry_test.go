@@ -619,3 +619,55 @@ func TestDroppedInstanceIsForgotten(t *testing.T) {
 	}
 	b.wantAsks(a, reasonReRegistered)
 }
+
+// Whatever comes in whatever order, nothing panics and the worker's own state
+// stays consistent with what Status and Instances say.
+func FuzzRegistry(f *testing.F) {
+	a := at(worker0("a"), "10.0.0.1", 1)
+	whole := []Message{
+		&RegisterMsg{a}, &BatchedKVOperationMsg{a.Worker, cpu, ops(0, 1, 2)}, &HeartbeatMsg{a},
+		&FullSyncStartMsg{a.Worker, cpu, "s", 2, 2}, &FullSyncBatchMsg{a.Worker, cpu, "s", 1, nil}, &FullSyncEndMsg{a.Worker, cpu, "s", 2},
+		&FullSyncStatusMsg{a.Worker, "s"}, &DeRegisterMsg{a.Worker, a.IP, a.Port}, &BatchedP2PLookupMsg{nil, a.Worker},
+	}
+	// Short scripts: the fuzzer spends its time making long ones shorter.
+	for i := range whole[1:] {
+		var script []byte
+		for _, m := range whole[i : i+2] {
+			b := m.Append(nil)
+			script = append(append(script, 1, byte(len(b))), b...)
+		}
+		f.Add(script)
+	}
+	f.Fuzz(func(t *testing.T, script []byte) {
+		b := newBench(t)
+		for len(script) > 2 {
+			flags, n := script[0], min(int(script[1]), len(script)-2)
+			frame := script[2 : 2+n]
+			script = script[2+n:]
+			b.full = flags&2 != 0
+			b.now = b.now.Add(time.Duration(flags>>2) * time.Second)
+			if m, err := Decode(frame); err == nil {
+				answer := b.handle(b.now, m, flags&1 != 0)
+				if flags&1 != 0 && answer == nil {
+					t.Fatalf("%#v got no answer", m)
+				}
+			}
+			b.check(b.now)
+		}
+		listed := 0
+		for _, in := range b.instances() {
+			listed += len(in.Workers)
+		}
+		for id, w := range b.workers {
+			if w.Worker != id {
+				t.Errorf("worker %v is filed under %v", w.Worker, id)
+			}
+			if w.provisional {
+				listed++
+			}
+		}
+		if listed != len(b.workers) {
+			t.Errorf("%d of %d workers are listed", listed, len(b.workers))
+		}
+	})
+}

@@ -7,14 +7,14 @@ import (
 
 // Bounds and patience of a full sync.
 const (
-	// maxBatches is 2 billion keys at LMCache's 2,000 per batch.
-	maxBatches = 1 << 20
+	// maxBatches is 131 million keys at LMCache's 2,000 per batch.
+	maxBatches = 1 << 16
 	// maxMissing bounds the batches named as missing in one answer; the worker
 	// sends those and asks again.
 	maxMissing = 1000
 	// maxHeld is how many operations are kept back while a worker syncs. Its
 	// cache is frozen meanwhile, so there are few.
-	maxHeld = 100_000
+	maxHeld = 20_000
 	// syncPatience is how long a sync may go without any message of it. The
 	// worker asks for the status every 5 s until it is done.
 	syncPatience = 60 * time.Second
