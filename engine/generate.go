@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,16 +18,14 @@ import (
 // maxChoices bounds the engine requests that one HTTP request may become.
 const maxChoices = 1024
 
-func (s *Server) serveCompletions(w http.ResponseWriter, r *http.Request) { s.serveGeneration(w, r) }
-func (s *Server) serveChat(w http.ResponseWriter, r *http.Request)        { s.serveGeneration(w, r) }
-
+// serveGeneration answers chats and completions.
 func (s *Server) serveGeneration(w http.ResponseWriter, r *http.Request) {
 	req, fault := readRequest(r)
 	if fault != nil {
 		writeError(w, fault)
 		return
 	}
-	if rate := s.Faults().ErrorRate; rate > 0 && rand.Float64() < rate {
+	if rate := s.Faults().ErrorRate; rate > 0 && rand.Float64() < rate { //nolint:gosec // a simulated fault need not be unpredictable
 		writeError(w, &requestError{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: "simulated fault"})
 		return
 	}
@@ -98,8 +97,7 @@ func (s *Server) encode(r *http.Request, body prompt.Request, req generationRequ
 	}
 	prompts, err := s.text.encode(r.Context(), body)
 	if err != nil {
-		var fault *requestError
-		if errors.As(err, &fault) {
+		if fault, ok := errors.AsType[*requestError](err); ok {
 			return nil, fault
 		}
 		return nil, &requestError{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: err.Error()}
@@ -119,21 +117,16 @@ func (s *Server) encode(r *http.Request, body prompt.Request, req generationRequ
 // reword says a fault of the body in the words of the prompt package, which
 // knows vLLM's for everything that concerns the prompt.
 func (s *Server) reword(r *http.Request, body prompt.Request, fault *requestError) *requestError {
-	var better *requestError
-	if _, err := s.text.encode(r.Context(), body); errors.As(err, &better) {
+	_, err := s.text.encode(r.Context(), body)
+	if better, ok := errors.AsType[*requestError](err); ok {
 		return better
 	}
 	return fault
 }
 
 func (s *Server) checkModel(name string) *requestError {
-	if name == "" {
+	if name == "" || slices.Contains(s.cfg.Models, name) {
 		return nil
-	}
-	for _, m := range s.cfg.Models {
-		if m == name {
-			return nil
-		}
 	}
 	return &requestError{
 		Status: http.StatusNotFound, Type: "NotFoundError", Param: "model",

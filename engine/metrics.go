@@ -111,7 +111,7 @@ func newMetrics(cfg *Config) *metrics {
 		decode:          histogram("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", secondsRequest),
 		prefillComputed: histogram("request_prefill_kv_computed_tokens", "New KV tokens computed during prefill (excluding cached tokens).", lengths(cfg.MaxModelLen)),
 
-		success: prometheus.NewCounterVec(prometheus.CounterOpts{
+		success: prometheus.NewCounterVec(prometheus.CounterOpts{ //nolint:promlinter // vLLM's name
 			Name: "vllm:request_success_total", Help: "Count of successfully processed requests.",
 		}, []string{"finished_reason"}),
 	}

@@ -53,8 +53,7 @@ func readRequest(r *http.Request) (prompt.Request, *requestError) {
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
+		if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return prompt.Request{}, &requestError{Status: http.StatusRequestEntityTooLarge, Type: typeBad, Message: "the body is larger than " + strconv.FormatInt(large.Limit, 10) + " bytes"}
 		}
 		return prompt.Request{}, badRequest("", "reading the body: %v", err)
@@ -152,13 +151,6 @@ func (r *reader) int(name string, otherwise int) int {
 		return otherwise
 	}
 	return int(f)
-}
-
-// has reports whether the field is there with another value than null, false
-// and 0.
-func (r *reader) has(name string) bool {
-	v, ok := r.value(name)
-	return ok && string(v) != "false" && string(v) != "0"
 }
 
 // parseGeneration reads the parameters of a generation request.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -55,7 +54,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(""); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, fingerprint: fmt.Sprintf("vllm-%s-%08x", Version, rand.Uint32())}
+	s := &Server{cfg: cfg, log: cfg.Log, fingerprint: "vllm-" + Version + "-" + randomHex(4)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -251,8 +250,8 @@ func (s *Server) table() map[string]map[string]http.HandlerFunc {
 		return map[string]http.HandlerFunc{http.MethodGet: h, http.MethodPost: h}
 	}
 	return map[string]map[string]http.HandlerFunc{
-		pathChat:                    post(s.serveChat),
-		pathCompletions:             post(s.serveCompletions),
+		pathChat:                    post(s.serveGeneration),
+		pathCompletions:             post(s.serveGeneration),
 		pathChat + "/render":        post(s.serveRender),
 		pathCompletions + "/render": post(s.serveRender),
 		"/tokenize":                 post(s.serveTokenize),

@@ -71,9 +71,11 @@ func plainChat(fields object) (string, *requestError) {
 				Text string `json:"text"`
 			}
 			_ = json.Unmarshal(m.Content, &parts) // what is no text part counts nothing
-			for _, p := range parts {
-				s += p.Text
+			texts := make([]string, len(parts))
+			for i, p := range parts {
+				texts[i] = p.Text
 			}
+			s = strings.Join(texts, "")
 		}
 		b.WriteString(m.Role + ": " + s + "\n")
 	}

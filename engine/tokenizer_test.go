@@ -1,26 +1,35 @@
 package engine_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"testing"
 
 	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/test/shared"
 )
 
-// tokenizer is the folder of a model's tokenizer; the test is skipped where
-// there is none, or no native library.
-func tokenizer(t *testing.T, family string) string {
+// qwen is the folder of Qwen2.5's tokenizer. The test is skipped where it is
+// missing, or the native library.
+func qwen(t *testing.T) string {
 	t.Helper()
-	dir := shared.File(t, "tokenizers", family)
-	skipWithoutNative(t)
+	dir := shared.File(t, "tokenizers", "qwen2.5")
+	m, err := prompt.LoadModel(prompt.ModelConfig{Tokenizer: dir})
+	if errors.Is(err, native.ErrNotBuilt) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
 	return dir
 }
 
 func TestTokensAreTheModelsOwn(t *testing.T) {
 	cfg := config()
-	cfg.Tokenizer = tokenizer(t, "qwen2.5")
+	cfg.Tokenizer = qwen(t)
 	r := start(t, cfg)
 
 	// The ids are those of the trace, computed by vLLM.
@@ -54,7 +63,7 @@ func TestTokensAreTheModelsOwn(t *testing.T) {
 
 func TestAConversationFindsItsAnswersCached(t *testing.T) {
 	cfg := config()
-	cfg.Tokenizer = tokenizer(t, "qwen2.5")
+	cfg.Tokenizer = qwen(t)
 	r := start(t, cfg)
 	messages := []object{{"role": "user", "content": "Tell me a story of a river and a garden, please, and make it a long one."}}
 	first := r.post("/v1/chat/completions", object{"messages": messages, "max_tokens": 200})
@@ -73,7 +82,7 @@ func TestAConversationFindsItsAnswersCached(t *testing.T) {
 // finds, and the engine passes it on.
 func TestErrorsAreWordedAsByTheModelsEngine(t *testing.T) {
 	cfg := config()
-	cfg.Tokenizer = tokenizer(t, "qwen2.5")
+	cfg.Tokenizer = qwen(t)
 	r := start(t, cfg)
 	for _, c := range []struct {
 		body, want string
@@ -92,13 +101,4 @@ func TestErrorsAreWordedAsByTheModelsEngine(t *testing.T) {
 			t.Errorf("%s: status %d\n got %s\nwant %s", c.body, got.StatusCode, got.body, c.want)
 		}
 	}
-}
-
-func skipWithoutNative(t *testing.T) {
-	t.Helper()
-	m, err := prompt.LoadModel(prompt.ModelConfig{Tokenizer: shared.File(t, "tokenizers", "qwen2.5")})
-	if err != nil {
-		t.Skip(err)
-	}
-	m.Close()
 }

@@ -96,7 +96,7 @@ func TestAnswersLookLikeTheTrace(t *testing.T) {
 	cfg.BlockTokens, cfg.MaxModelLen = 32, 8192
 	cfg.Profile.KVTokens, cfg.Profile.BatchTokens, cfg.Profile.MaxSeqs = 299*32, 2048, 4
 	cfg.RequestIDHeaders = true
-	cfg.Tokenizer = tokenizer(t, "qwen2.5")
+	cfg.Tokenizer = qwen(t)
 	r := start(t, cfg)
 	for _, q := range requests {
 		if q.Path == "/reset_prefix_cache" || q.Closed {

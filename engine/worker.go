@@ -171,7 +171,7 @@ func outboundIP(controller string) string {
 	if err != nil {
 		return "127.0.0.1"
 	}
-	defer c.Close() //nolint:errcheck // nothing was sent
+	defer c.Close()
 	host, _, _ := net.SplitHostPort(c.LocalAddr().String())
 	return host
 }

@@ -59,14 +59,14 @@ func anyPorts() lmcache.ControllerConfig {
 	return cfg
 }
 
-// held is how many leading chunks of a prompt the instance holds.
-func (c *controller) held(instance string, prompt []int) int {
+// held is how many leading chunks of a prompt the engine is said to hold.
+func (c *controller) held(prompt []int) int {
 	tokens := make([]uint32, len(prompt))
 	for i, id := range prompt {
 		tokens[i] = uint32(id)
 	}
 	keys := c.hasher.Keys(nil, tokens)
-	return c.index.Match(nil, keys, []string{instance})[0].Chunks
+	return c.index.Match(nil, keys, []string{"e1"})[0].Chunks
 }
 
 func reporting(c *controller, tokens int) engine.Config {
@@ -92,9 +92,9 @@ func TestWorkerAdmitsEvictsAndHits(t *testing.T) {
 	}
 	a, b := ids(1, 1100), ids(2, 1900)
 	ask(a)
-	eventually(t, "the full chunks of a prompt are admitted", func() bool { return c.held("e1", a) == 4 })
+	eventually(t, "the full chunks of a prompt are admitted", func() bool { return c.held(a) == 4 })
 	ask(b) // 7 chunks into the 6 that are free: the tail of a goes
-	eventually(t, "what did not fit is evicted, the tail first", func() bool { return c.held("e1", b) == 7 && c.held("e1", a) == 3 })
+	eventually(t, "what did not fit is evicted, the tail first", func() bool { return c.held(b) == 7 && c.held(a) == 3 })
 	// The KV memory holds b alone, so what is left of a comes from the host tier.
 	if got := ask(a); got != 768 {
 		t.Errorf("%v cached, want the 768 of three chunks", got)
@@ -102,7 +102,7 @@ func TestWorkerAdmitsEvictsAndHits(t *testing.T) {
 	if got := r.metric(`vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}`); got == 0 || got > 768 {
 		t.Errorf("%v tokens from the host tier", got)
 	}
-	eventually(t, "the chunk that was computed again is admitted again", func() bool { return c.held("e1", a) == 4 && c.held("e1", b) == 6 })
+	eventually(t, "the chunk that was computed again is admitted again", func() bool { return c.held(a) == 4 && c.held(b) == 6 })
 }
 
 func TestWorkerRepeatsAllToANewController(t *testing.T) {
@@ -119,7 +119,7 @@ func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	for _, p := range prompts {
 		r.post("/v1/completions", object{"prompt": p, "max_tokens": 1})
 	}
-	eventually(t, "all is admitted", func() bool { return c.held("e1", prompts[1]) == 1875 && c.held("e1", prompts[2]) == 43 })
+	eventually(t, "all is admitted", func() bool { return c.held(prompts[1]) == 1875 && c.held(prompts[2]) == 43 })
 
 	// Workers know the addresses, so the next controller has the same.
 	a := c.Addresses()
@@ -130,7 +130,7 @@ func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	c.hasher = hasher
 	eventually(t, "the new controller knows all", func() bool {
 		for _, p := range prompts {
-			if c.held("e1", p) != len(p)/16 {
+			if c.held(p) != len(p)/16 {
 				return false
 			}
 		}
@@ -140,7 +140,7 @@ func TestWorkerRepeatsAllToANewController(t *testing.T) {
 	eventually(t, "what comes later is admitted", func() bool {
 		p := ids(4, 512)
 		r.post("/v1/completions", object{"prompt": p, "max_tokens": 1})
-		return c.held("e1", p) == 32
+		return c.held(p) == 32
 	})
 }
 
@@ -155,5 +155,5 @@ func TestWorkerWaitsForItsController(t *testing.T) {
 	again := anyPorts()
 	again.Pull, again.Reply, again.Heartbeat = a.Pull, a.Reply, a.Heartbeat
 	c = startController(t, again)
-	eventually(t, "what was stored before is admitted", func() bool { return c.held("e1", p) == 2 })
+	eventually(t, "what was stored before is admitted", func() bool { return c.held(p) == 2 })
 }

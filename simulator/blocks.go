@@ -1,5 +1,7 @@
 package simulator
 
+import "slices"
+
 // Key names the content of one block or chunk together with everything before
 // it: equal keys mean equal prefixes.
 type Key uint64
@@ -93,8 +95,7 @@ func (p *pool) take() *block {
 // release gives blocks of one request back, the last first: the end of a prompt
 // is of less use to others than its beginning.
 func (p *pool) release(held []*block) {
-	for i := len(held) - 1; i >= 0; i-- {
-		b := held[i]
+	for _, b := range slices.Backward(held) {
 		b.refs--
 		if b.refs == 0 {
 			p.append(b)

@@ -74,7 +74,7 @@ type Stats struct {
 	BlocksHeld, Blocks int
 }
 
-// ErrTooLarge: the request could not be held even by an idle engine.
+// ErrTooLarge says that not even an idle engine could hold the request.
 var ErrTooLarge = errors.New("request needs more KV memory than there is")
 
 // state is a request on its way. total is prompt plus answer so far; computed

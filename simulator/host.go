@@ -1,6 +1,9 @@
 package simulator
 
-import "container/list"
+import (
+	"container/list"
+	"slices"
+)
 
 // host is the tier behind the KV memory: a set of chunks, least recently used
 // first to go.
@@ -27,8 +30,8 @@ func (h *host) match(keys []Key) int {
 // touch makes chunks the last to go, the first of them last of all: without its
 // beginning the rest of a prefix is of no use.
 func (h *host) touch(keys []Key) {
-	for i := len(keys) - 1; i >= 0; i-- {
-		if e := h.byKey[keys[i]]; e != nil {
+	for _, k := range slices.Backward(keys) {
+		if e := h.byKey[k]; e != nil {
 			h.order.MoveToBack(e)
 		}
 	}
