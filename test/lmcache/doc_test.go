@@ -1,0 +1,2 @@
+// Package lmcache_test runs LMCache's own worker code against the controller.
+package lmcache_test
