@@ -2,7 +2,7 @@
 database of an installed LMCache, driven by JSON lines.
 
 Usage: worker.py CONFIG, with CONFIG a JSON object:
-  instance, pull, reply ("host:port"), heartbeat_seconds.
+  instance, pull, reply ("host:port"), heartbeat_seconds, receive_timeout_ms.
 Reads one JSON command a line from stdin and answers each with one JSON line on
 stdout; ends when stdin does. Commands, by "do":
   store  {tokens}: keys of the tokens by the real token database, then admit
@@ -122,6 +122,7 @@ def main():
     config.lmcache_worker_heartbeat_time = given["heartbeat_seconds"]
     # The waits of a full sync, in real life many seconds.
     config.extra_config = {"full_sync_startup_delay_s": 0.05, "full_sync_status_poll_interval_s": 0.05, "full_sync_batch_size": 3}
+    config.extra_config["worker_socket_recv_timeout_ms"] = given["receive_timeout_ms"]
 
     import torch
 

@@ -74,6 +74,7 @@ func serve(t *testing.T, at lmcache.Addresses, keys lmcache.KeyGroup, instance s
 	t.Helper()
 	cfg := lmcache.DefaultControllerConfig()
 	cfg.Pull, cfg.Reply, cfg.Heartbeat = at.Pull, at.Reply, at.Heartbeat
+	cfg.SilentAfter, cfg.CheckInterval = 2*time.Second, 50*time.Millisecond
 	log := slog.New(slog.DiscardHandler)
 	s := &service{index: lmcache.NewIndex(lmcache.IndexConfig{MaxKeys: 10_000})}
 	var err error
@@ -162,11 +163,18 @@ func (l *lockedBuffer) String() string {
 // startWorker starts LMCache's worker and returns it with its registered port.
 func startWorker(t *testing.T, version string, at lmcache.Addresses, instance string) (*realWorker, int) {
 	t.Helper()
+	// 30 s is LMCache's default.
+	return startImpatientWorker(t, version, at, instance, 30*time.Second)
+}
+
+// startImpatientWorker starts one that waits for answers for the given time.
+func startImpatientWorker(t *testing.T, version string, at lmcache.Addresses, instance string, wait time.Duration) (*realWorker, int) {
+	t.Helper()
 	python := os.Getenv("PYTHON")
 	if python == "" {
 		python = "python3"
 	}
-	config, err := json.Marshal(map[string]any{"instance": instance, "pull": at.Pull, "reply": at.Reply, "heartbeat_seconds": 0.1})
+	config, err := json.Marshal(map[string]any{"instance": instance, "pull": at.Pull, "reply": at.Reply, "heartbeat_seconds": 0.1, "receive_timeout_ms": wait.Milliseconds()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,6 +390,26 @@ func TestWorkersOfEraDSyncTogether(t *testing.T) {
 		}
 		return done == n
 	})
+}
+
+// An engine that starts before we listen is lost to us until it restarts: its
+// worker gives up, yet the registration that it sent arrives when we come. We
+// cannot mend that, but we say so.
+func TestWorkerOfEraDThatGaveUpIsNamed(t *testing.T) {
+	const instance = "vllm-early"
+	group := keyGroup("0.5.6")
+	before := serve(t, anyPort, group, instance)
+	before.stop() // its addresses are free, nobody listens
+	worker, _ := startImpatientWorker(t, "0.5.6", before.Addresses(), instance, 200*time.Millisecond)
+	eventually(t, "the worker giving up", func() bool { return strings.Contains(worker.log.String(), "Failed to register") })
+
+	late := serve(t, before.Addresses(), group, instance)
+	eventually(t, "its registration arriving", func() bool { return late.worker().Registered })
+	worker.do(map[string]any{"do": "store", "tokens": tokens(256, 1)})
+	eventually(t, "the silence being told", func() bool { return late.worker().Silent })
+	if w := late.worker(); len(w.Keys) > 0 || w.LastHeartbeatSeconds != nil {
+		t.Errorf("%+v: the worker speaks after all", w)
+	}
 }
 
 // A real worker of era C: nothing that it sends is answered but lookups. Its
