@@ -36,7 +36,9 @@ func (c Config) clusters() []*clusterv3.Cluster {
 }
 
 // serviceCluster is where ext_proc and access log go. The health check is what
-// lets Envoy fail open at once, and leave a service that drains in time.
+// lets Envoy fail open at once, and leave a service that drains in time. A dead
+// process refuses the next check, within the interval; the timeout is longer,
+// so that a machine that is busy for a moment does not lose its choices.
 func (c Config) serviceCluster() *clusterv3.Cluster {
 	interval := durationpb.New(300 * time.Millisecond)
 	return &clusterv3.Cluster{
@@ -46,7 +48,7 @@ func (c Config) serviceCluster() *clusterv3.Cluster {
 		CircuitBreakers:      withoutLimits(),
 		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
 		HealthChecks: []*corev3.HealthCheck{{
-			Timeout: interval, Interval: interval, NoTrafficInterval: interval,
+			Timeout: durationpb.New(time.Second), Interval: interval, NoTrafficInterval: interval,
 			UnhealthyThreshold: wrapperspb.UInt32(1), HealthyThreshold: wrapperspb.UInt32(1),
 			HealthChecker: &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{
 				ServiceName: "envoy.service.ext_proc.v3.ExternalProcessor",

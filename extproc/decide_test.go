@@ -126,6 +126,7 @@ func TestEncoderFails(t *testing.T) {
 				answers := stream.say(t, reqBody("{}", true))
 				if len(answers) == 0 { // the encoder waits
 					time.Sleep(time.Minute)
+					synctest.Wait()
 					answers = stream.out
 				}
 				if len(f.decided) != 1 || f.decided[0].Time.Sub(began) != c.after {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,9 +63,10 @@ func encode(_ context.Context, r prompt.Request) (*scoring.Prompt, error) {
 	}, nil
 }
 
-// fixture is a server and what it told.
+// fixture is a server and what it told. Tests read it while no stream runs.
 type fixture struct {
 	*Server
+	mu      sync.Mutex // guards writes of the following: streams end together
 	decided []*scoring.Decision
 	tokens  []time.Duration
 	ends    []ending
@@ -77,14 +79,28 @@ type ending struct {
 	served  string
 }
 
-func (f *fixture) Decided(d *scoring.Decision) { f.decided = append(f.decided, d) }
+func (f *fixture) Decided(d *scoring.Decision) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.decided = append(f.decided, d)
+}
 
 func (f *fixture) FirstToken(_ *scoring.Decision, ttft time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.tokens = append(f.tokens, ttft)
 }
 
 func (f *fixture) Ended(d *scoring.Decision, o scoring.Outcome, served string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.ends = append(f.ends, ending{d.ID, o, served})
+}
+
+func (f *fixture) probed(address string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.probes = append(f.probes, address)
 }
 
 // outcomes are those that were told, in order.
@@ -120,7 +136,7 @@ func newFixture(tb testing.TB, endpoints []scoring.Endpoint, change ...func(*Con
 	f := &fixture{}
 	cfg := DefaultConfig()
 	deps := Deps{
-		Picker: picker, Encoder: encoderFunc(encode), Observer: f, Probe: func(a string) { f.probes = append(f.probes, a) },
+		Picker: picker, Encoder: encoderFunc(encode), Observer: f, Probe: f.probed,
 		Metrics: NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {

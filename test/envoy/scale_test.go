@@ -18,11 +18,14 @@ func TestManyInFlight(t *testing.T) {
 	engines := []*engine{startEngine(t, held), startEngine(t, held)}
 	s := startService(t, scoring.PolicyTrapezoid, engines...)
 	p := startEnvoy(t, config(s, engines...))
-	failed := make(chan []string, 1)
-	go func() { failed <- parallel(t, p, n, completion(strings.Repeat("word ", 100))) }()
-	eventually(t, "all requests wait at the engines", func() bool {
-		return engines[0].requests.Load()+engines[1].requests.Load() == n
-	})
+	const wave = 100
+	failed := make(chan []string, n/wave)
+	for i := range n / wave {
+		go func() { failed <- parallel(t, p, wave, completion(strings.Repeat("word ", 100))) }()
+		eventually(t, "the wave waits at the engines", func() bool {
+			return engines[0].requests.Load()+engines[1].requests.Load() == int64((i+1)*wave)
+		})
+	}
 	stats := s.picker.Stats()
 	if stats.Open != n {
 		t.Errorf("%d reservations are open, want %d", stats.Open, n)
@@ -33,8 +36,10 @@ func TestManyInFlight(t *testing.T) {
 		}
 	}
 	close(token)
-	if failed := next(t, "answers", failed); len(failed) > 0 {
-		t.Errorf("%d of %d failed, the first: %s", len(failed), n, failed[0])
+	for range n / wave {
+		if failed := next(t, "answers", failed); len(failed) > 0 {
+			t.Errorf("%d of %d failed, the first: %s", len(failed), wave, failed[0])
+		}
 	}
 	for range n {
 		next(t, "first token", s.events.firstToken)

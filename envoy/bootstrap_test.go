@@ -1,0 +1,86 @@
+package envoy_test
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/firsttoken/firsttoken/envoy"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in testdata")
+
+// example is a config with an address, a name and an https endpoint.
+func example() envoy.Config {
+	return envoy.Config{
+		Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: "127.0.0.1:9002", BodyLimit: 32 << 20, Route: envoy.RouteOverrideHost,
+		Endpoints: []envoy.Endpoint{
+			{Address: "10.0.0.1:8000"}, {Address: "[2001:db8::1]:8000"}, {Address: "engine.example.com:443", TLS: true, Cluster: "far"},
+		},
+	}
+}
+
+// What is printed is kept, so that a change of it is read by a person.
+func TestBootstrap(t *testing.T) {
+	for _, route := range []envoy.Route{envoy.RouteOverrideHost, envoy.RouteClusterHeader} {
+		t.Run(string(route), func(t *testing.T) {
+			c := example()
+			c.Route = route
+			got, err := envoy.Bootstrap(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join("testdata", string(route)+".yaml")
+			if *update {
+				if err := os.WriteFile(file, got, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("run with -update and read the difference (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Every fault is named, with the value and what to write.
+func TestBootstrapFaults(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*envoy.Config)
+		want   []string
+	}{
+		{"nothing set", func(c *envoy.Config) { *c = envoy.Config{} }, []string{"listen: ", "admin: ", "service: ", "body limit: ", "route: ", "endpoints: "}},
+		{"no port", func(c *envoy.Config) { c.Listen = "0.0.0.0" }, []string{`listen: "0.0.0.0" is no address`}},
+		{"named port", func(c *envoy.Config) { c.Service = "host:grpc" }, []string{`service: "host:grpc" has no numeric port`}},
+		{"bad endpoint", func(c *envoy.Config) { c.Endpoints[1].Address = "x" }, []string{`endpoint: "x" is no address`}},
+		{"doubled cluster", func(c *envoy.Config) {
+			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "far"
+		}, []string{`endpoint engine.example.com:443: cluster "far" is that of 10.0.0.1:8000`}},
+		{"our cluster", func(c *envoy.Config) {
+			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "pool"
+		}, []string{`cluster "pool" is that of the pool`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := example()
+			c.change(&config)
+			_, err := envoy.Bootstrap(config)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not name %q", err, want)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,38 @@
+package extproc
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestConfigFaults(t *testing.T) {
+	if err := DefaultConfig().Validate("server"); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	for _, c := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Listen = "9002" }, `server.listen: "9002" is no address`},
+		{func(c *Config) { c.Listen = "unix:" }, `server.listen: "unix:" names no file`},
+		{func(c *Config) { c.DecisionDeadline = 0 }, "server.decision_deadline: is 0s"},
+		{func(c *Config) { c.BodyLimit = 0 }, "server.body_limit_bytes: is 0"},
+		{func(c *Config) { c.BodyLimit = 2 << 30 }, "server.body_limit_bytes: is 2147483648"},
+		{func(c *Config) { c.Fallbacks = 3 }, "server.fallbacks: is 3"},
+		{func(c *Config) { c.Fallbacks = -1 }, "server.fallbacks: is -1"},
+		{func(c *Config) { c.DestinationHeader, c.DestinationMetadata, c.ClusterHeader = false, false, false }, "server.destination_header: no way"},
+		{func(c *Config) { c.DrainDelay = -1 }, "server.drain_delay: is -1ns"},
+		{func(c *Config) { c.DrainTimeout = 0 }, "server.drain_timeout: is 0s"},
+		{func(c *Config) { c.DecisionLogs = -1 }, "server.decision_logs_per_second: is -1"},
+	} {
+		cfg := DefaultConfig()
+		c.change(&cfg)
+		if err := cfg.Validate("server"); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("fault %v, want %s", err, c.want)
+		}
+	}
+	bad := Config{Listen: "x", Fallbacks: 9}
+	if err := bad.Validate("s"); err == nil || len(strings.Split(err.Error(), "\n")) != 6 {
+		t.Errorf("not every fault is named: %v", err)
+	}
+}
