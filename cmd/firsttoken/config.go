@@ -332,6 +332,10 @@ func (c config) summary() string {
 		where := "the engines are asked for its tokens"
 		if m.Tokenizer != "" {
 			where = "tokenizer in " + m.Tokenizer
+			if _, err := os.Stat(filepath.Join(m.Tokenizer, "tokenizer.json")); err != nil {
+				// No fault: a configuration may be checked on another machine.
+				where += " (no tokenizer.json there on this machine)"
+			}
 		}
 		fmt.Fprintf(&b, "model %s, %s\n", m.Name, where)
 	}

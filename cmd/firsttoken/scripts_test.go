@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/firsttoken/firsttoken/prompt/native"
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +39,14 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/scripts",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		// [native] holds where the tokenizer library is built in.
+		Condition: func(name string) (bool, error) {
+			if name != "native" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			_, err := native.LoadTokenizer("nowhere", native.Options{})
+			return !errors.Is(err, native.ErrNotBuilt), nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":  scriptServe,
 			"admin":  scriptAdmin,

@@ -110,6 +110,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker))
+	if s.source != nil {
+		registry.MustRegister(newCacheCollector(s.picker.Endpoints, s.source, s.controller))
+	}
 
 	apiKey := os.Getenv(apiKeyVariable)
 	s.watcher, err = discovery.New(cfg.Discovery, cfg.Endpoints, apiKey, log, discovery.NewMetrics(registry), s.publish)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"                               //nolint:depguard // The test plays Envoy.
 	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3" //nolint:depguard // The test plays Envoy.
@@ -22,6 +24,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/zmq"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -236,15 +239,60 @@ func TestServeHostsLMCache(t *testing.T) {
 	if b.LMCache == nil || b.LMCache.Pull == "" || b.LMCache.Reply == "" || b.LMCache.Heartbeat == "" {
 		t.Fatalf("bound %+v", b)
 	}
-	conn := dial(t, b.Listen)
-	awaitServing(t, conn)
-	var view status
-	get(t, b, "/status", &view)
-	if view.LMCache == nil || view.LMCache.Addresses != *b.LMCache || view.Fleet[0].Instance != "inst" {
-		t.Errorf("/status: %+v", view)
-	}
+	awaitServing(t, dial(t, b.Listen))
 	if metrics := get(t, b, "/metrics", nil); !strings.Contains(metrics, "firsttoken_lmcache_last_message_age_seconds -1") {
 		t.Error("/metrics has no freshness of LMCache")
+	}
+
+	// A worker of an old release registers and reports on the pull socket.
+	report(t, b.LMCache.Pull,
+		&lmcache.RegisterMsg{Registration: lmcache.Registration{Worker: lmcache.WorkerID{Instance: "inst"}, IP: "127.0.0.1", Port: 1234}},
+		&lmcache.KVAdmitMsg{KVOperation: lmcache.KVOperation{Worker: lmcache.WorkerID{Instance: "inst"}, Key: lmcache.UnsignedKey(7), Location: lmcache.LocationCPU}},
+	)
+	var view status
+	for deadline := time.Now().Add(time.Minute); ; {
+		get(t, b, "/status", &view)
+		if view.LMCache != nil && len(view.LMCache.Workers) == 1 && view.LMCache.Workers[0].Keys[lmcache.LocationCPU] == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the report did not arrive: %+v", view.LMCache)
+		}
+	}
+	if view.LMCache.Addresses != *b.LMCache || view.Fleet[0].Instance != "inst" || !view.LMCache.Workers[0].Registered {
+		t.Errorf("/status: %+v", view)
+	}
+	metrics := get(t, b, "/metrics", nil)
+	for _, want := range []string{
+		fmt.Sprintf("firsttoken_endpoint_cached_chunks{endpoint=%q} 1\n", engine),
+		fmt.Sprintf("firsttoken_endpoint_report_age_seconds{endpoint=%q} ", engine),
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("/metrics has no %s", want)
+		}
+	}
+}
+
+// report sends messages as a worker does.
+func report(t *testing.T, pull string, messages ...lmcache.Message) {
+	t.Helper()
+	c, err := zmq.NewContext()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	push, err := c.Socket(zmq.Push, zmq.Options{Linger: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = push.Close() })
+	if err := push.Connect("tcp://" + pull); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range messages {
+		if err := push.Send(m.Append(nil)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -63,5 +64,57 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.moved, s.Counts.Moved)
 	for pool, seconds := range s.Paces {
 		gauge(c.pace, seconds, pool)
+	}
+}
+
+// cacheCollector shows at each scrape how much each endpoint is known to have
+// cached, and how old that knowledge is.
+type cacheCollector struct {
+	endpoints  func() []scoring.Endpoint
+	source     *lmcache.Source
+	controller *lmcache.Controller
+
+	chunks, age *prometheus.Desc
+}
+
+func newCacheCollector(endpoints func() []scoring.Endpoint, source *lmcache.Source, controller *lmcache.Controller) *cacheCollector {
+	return &cacheCollector{
+		endpoints: endpoints, source: source, controller: controller,
+		chunks: prometheus.NewDesc("firsttoken_endpoint_cached_chunks",
+			"Chunks that the endpoint's LMCache instance reported and did not evict, a chunk in two places counted twice; of several ranks, the one with the fewest.", []string{"endpoint"}, nil),
+		age: prometheus.NewDesc("firsttoken_endpoint_report_age_seconds",
+			"Time since the endpoint's LMCache instance was last heard of; of several ranks, the longest.", []string{"endpoint"}, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *cacheCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.chunks
+	ch <- c.age
+}
+
+// Collect implements prometheus.Collector.
+func (c *cacheCollector) Collect(ch chan<- prometheus.Metric) {
+	type known struct {
+		chunks int
+		age    float64
+	}
+	instances := make(map[string]known)
+	for _, w := range c.controller.Status() {
+		k := known{age: w.LastMessageSeconds}
+		for _, n := range w.Keys {
+			k.chunks += n
+		}
+		if other, ok := instances[w.Instance]; ok {
+			k = known{min(k.chunks, other.chunks), max(k.age, other.age)}
+		}
+		instances[w.Instance] = k
+	}
+	mapping := c.source.Mapping().Instances
+	for _, e := range c.endpoints() {
+		if k, ok := instances[mapping[e.ID]]; ok {
+			ch <- prometheus.MustNewConstMetric(c.chunks, prometheus.GaugeValue, float64(k.chunks), e.Name)
+			ch <- prometheus.MustNewConstMetric(c.age, prometheus.GaugeValue, k.age, e.Name)
+		}
 	}
 }
