@@ -270,13 +270,10 @@ func (c *chat) render(ctx context.Context, t *chatTemplate, turns []turn, now ti
 	}
 	if c.continueFinalMessage {
 		last := &turns[len(turns)-1]
-		final := ""
 		if last.list && last.merged == nil {
-			final = last.parts[last.lastText()].str()
-		} else {
-			final = last.text()
+			return cutContinued(text, last.parts[last.lastText()].str())
 		}
-		return cutContinued(text, final)
+		return cutContinued(text, last.text())
 	}
 	return text, nil
 }

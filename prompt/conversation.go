@@ -1,6 +1,7 @@
 package prompt
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/firsttoken/firsttoken/prompt/native"
@@ -55,7 +56,7 @@ func (t *turn) addContent() (media bool, err error) {
 			}
 		}
 		// A text that is joined to others is dropped where it is empty.
-		if t.list || p.kind == partMedia || p.str() != "" {
+		if t.list || p.kind == partMedia || len(p.text.raw()) > 0 {
 			t.parts = append(t.parts, p)
 		}
 	}
@@ -209,8 +210,8 @@ func (t *turn) writeContent(out *native.Value, tail string) error {
 
 // lastText is the index of the last part with a text; -1 where there is none.
 func (t *turn) lastText() int {
-	for i := len(t.parts) - 1; i >= 0; i-- {
-		if k := t.parts[i].kind; k != partTool && k != partMedia {
+	for i, p := range slices.Backward(t.parts) {
+		if p.kind != partTool && p.kind != partMedia {
 			return i
 		}
 	}

@@ -133,7 +133,7 @@ func (e *Encoder) load(ctx context.Context, list []*served) {
 			break
 		}
 		begin := time.Now()
-		m, err := loadModel(s.cfg, native.Options{MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent})
+		m, err := loadModel(s.cfg, native.Options{MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent}) //nolint:contextcheck // no request waits for it
 		if err != nil {
 			errs = append(errs, fmt.Errorf("model %s: %w", s.cfg.Name, err))
 			s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))

@@ -35,17 +35,17 @@ func smallModel() prompt.ModelConfig {
 }
 
 // newEncoder waits until the models are loaded.
-func newEncoder(t testing.TB, cfg prompt.Config, o prompt.Options) *prompt.Encoder {
-	t.Helper()
+func newEncoder(tb testing.TB, cfg prompt.Config, o prompt.Options) *prompt.Encoder {
+	tb.Helper()
 	e, err := prompt.NewEncoder(cfg, o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(e.Close)
+	tb.Cleanup(e.Close)
 	if err := e.Wait(context.Background()); errors.Is(err, native.ErrNotBuilt) {
-		t.Skip("this build has no native tokenizer")
+		tb.Skip("this build has no native tokenizer")
 	} else if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return e
 }
@@ -86,28 +86,61 @@ func TestEncode(t *testing.T) {
 		r    prompt.Request
 		want shape
 	}{
-		{"chat", prompt.Request{Path: chatPath, Body: []byte(`{"model":"small","messages":` + hello + `,"stream":true}`)},
-			shape{Model: "small", Lengths: []scoring.Tokens{12}, Copies: 1, Streamed: true, Source: scoring.TokensNative}},
-		{"query and alias", prompt.Request{Path: chatPath + "?a=b", ContentType: "Application/JSON; charset=utf-8", Body: []byte(`{"model":"little","messages":` + hello + `}`)},
-			shape{Model: "little", Lengths: []scoring.Tokens{12}, Copies: 1, Source: scoring.TokensNative}},
-		{"the only model", prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + hello + `,"n":3,"stream":"true"}`)},
-			shape{Lengths: []scoring.Tokens{12}, Copies: 3, Streamed: true, Source: scoring.TokensNative}},
-		{"prompt logprobs", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","prompt_logprobs":0}`)},
-			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Unheld: true, Source: scoring.TokensNative}},
-		{"echo with logprobs", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","echo":true,"logprobs":1}`)},
-			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Unheld: true, Source: scoring.TokensNative}},
-		{"echo alone", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","echo":true}`)},
-			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Source: scoring.TokensNative}},
-		{"several texts", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":["Hello","Hello Hello"],"best_of":4}`)},
-			shape{Lengths: []scoring.Tokens{2, 4}, Copies: 1, Source: scoring.TokensNative}},
-		{"ids", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":[1,2,true]}`)},
-			shape{Lengths: []scoring.Tokens{3}, Copies: 1, Source: scoring.TokensGiven}},
-		{"lists of ids", prompt.Request{Path: completionPath, Body: []byte(`{"prompt":[[1,2],[3]]}`)},
-			shape{Lengths: []scoring.Tokens{2, 1}, Copies: 1, Source: scoring.TokensGiven}},
-		{"another model", prompt.Request{Path: chatPath, Body: []byte(`{"model":"other","messages":` + hello + `}`)},
-			shape{Model: "other", Lengths: []scoring.Tokens{5}, Copies: 1, Source: scoring.TokensEstimated}},
-		{"the engine refuses it", prompt.Request{Path: chatPath, Body: []byte(`{"messages":"hello hello"}`)},
-			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Source: scoring.TokensEstimated}},
+		{
+			"chat",
+			prompt.Request{Path: chatPath, Body: []byte(`{"model":"small","messages":` + hello + `,"stream":true}`)},
+			shape{Model: "small", Lengths: []scoring.Tokens{12}, Copies: 1, Streamed: true, Source: scoring.TokensNative},
+		},
+		{
+			"query and alias",
+			prompt.Request{Path: chatPath + "?a=b", ContentType: "Application/JSON; charset=utf-8", Body: []byte(`{"model":"little","messages":` + hello + `}`)},
+			shape{Model: "little", Lengths: []scoring.Tokens{12}, Copies: 1, Source: scoring.TokensNative},
+		},
+		{
+			"the only model",
+			prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + hello + `,"n":3,"stream":"true"}`)},
+			shape{Lengths: []scoring.Tokens{12}, Copies: 3, Streamed: true, Source: scoring.TokensNative},
+		},
+		{
+			"prompt logprobs",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","prompt_logprobs":0}`)},
+			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Unheld: true, Source: scoring.TokensNative},
+		},
+		{
+			"echo with logprobs",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","echo":true,"logprobs":1}`)},
+			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Unheld: true, Source: scoring.TokensNative},
+		},
+		{
+			"echo alone",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"Hello","echo":true}`)},
+			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Source: scoring.TokensNative},
+		},
+		{
+			"several texts",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":["Hello","Hello Hello"],"best_of":4}`)},
+			shape{Lengths: []scoring.Tokens{2, 4}, Copies: 1, Source: scoring.TokensNative},
+		},
+		{
+			"ids",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":[1,2,true]}`)},
+			shape{Lengths: []scoring.Tokens{3}, Copies: 1, Source: scoring.TokensGiven},
+		},
+		{
+			"lists of ids",
+			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":[[1,2],[3]]}`)},
+			shape{Lengths: []scoring.Tokens{2, 1}, Copies: 1, Source: scoring.TokensGiven},
+		},
+		{
+			"another model",
+			prompt.Request{Path: chatPath, Body: []byte(`{"model":"other","messages":` + hello + `}`)},
+			shape{Model: "other", Lengths: []scoring.Tokens{5}, Copies: 1, Source: scoring.TokensEstimated},
+		},
+		{
+			"the engine refuses it",
+			prompt.Request{Path: chatPath, Body: []byte(`{"messages":"hello hello"}`)},
+			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Source: scoring.TokensEstimated},
+		},
 		{"UTF-16", prompt.Request{Path: chatPath, Body: []byte("{\x00}\x00")}, shape{Source: scoring.TokensNone}},
 		{"not UTF-8", prompt.Request{Path: chatPath, Body: []byte("{\"a\":\"\xff\"}")}, shape{Source: scoring.TokensNone}},
 		{"embeddings", prompt.Request{Path: "/v1/embeddings", Body: []byte(`{"model":"small","input":"x"}`)}, shape{Model: "small", Source: scoring.TokensNone}},

@@ -50,16 +50,16 @@ func readGolden(t *testing.T, name string, into any) {
 	}
 }
 
-func loadModel(t testing.TB, cfg prompt.ModelConfig) *prompt.Model {
-	t.Helper()
+func loadModel(tb testing.TB, cfg prompt.ModelConfig) *prompt.Model {
+	tb.Helper()
 	m, err := prompt.LoadModel(cfg)
 	if errors.Is(err, native.ErrNotBuilt) {
-		t.Skip("this build has no native tokenizer")
+		tb.Skip("this build has no native tokenizer")
 	}
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(m.Close)
+	tb.Cleanup(m.Close)
 	return m
 }
 

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
-	"unicode/utf16"
 	"unicode/utf8"
-	"unsafe"
 )
 
 // kind is what a JSON value is.
@@ -64,6 +62,9 @@ func (e *syntaxError) Error() string { return e.reason + " at character " + strc
 // maxDocumentBytes keeps offsets within uint32.
 const maxDocumentBytes = 1<<32 - 2
 
+// offset is an index into a text or tape, which parse keeps within its range.
+func offset(i int) uint32 { return uint32(i) } //nolint:gosec // see maxDocumentBytes
+
 // parse reads text, which the document refers to from then on. Its tape's
 // memory is reused.
 func (d *document) parse(text []byte) error {
@@ -106,10 +107,10 @@ func (d *document) value(i int) (next int, opened bool, err error) {
 		next, err = d.string(i)
 		return next, false, err
 	case '{':
-		d.stack = append(d.stack, d.push(node{kind: kindObject, start: uint32(i)}))
+		d.stack = append(d.stack, d.push(node{kind: kindObject, start: offset(i)}))
 		return i + 1, true, nil
 	case '[':
-		d.stack = append(d.stack, d.push(node{kind: kindArray, start: uint32(i)}))
+		d.stack = append(d.stack, d.push(node{kind: kindArray, start: offset(i)}))
 		return i + 1, true, nil
 	case 'n':
 		return d.literal(i, "null", kindNull)
@@ -168,7 +169,7 @@ func (d *document) close(i int) int {
 	if d.shallow && len(d.stack) > 0 {
 		d.nodes = d.nodes[:at+1]
 	}
-	d.nodes[at].end, d.nodes[at].next = uint32(i+1), uint32(len(d.nodes))
+	d.nodes[at].end, d.nodes[at].next = offset(i+1), offset(len(d.nodes))
 	return i + 1
 }
 
@@ -204,7 +205,7 @@ func (d *document) push(n node) uint32 {
 	if d.shallow && len(d.stack) > 1 && n.kind != kindArray && n.kind != kindObject {
 		return 0
 	}
-	n.next = uint32(len(d.nodes) + 1)
+	n.next = offset(len(d.nodes) + 1)
 	d.nodes = append(d.nodes, n)
 	return n.next - 1
 }
@@ -214,7 +215,7 @@ func (d *document) literal(i int, word string, k kind) (int, bool, error) {
 	if end > len(d.text) || string(d.text[i:end]) != word {
 		return 0, false, d.fault("Expecting value", i)
 	}
-	d.push(node{kind: k, start: uint32(i), end: uint32(end)})
+	d.push(node{kind: k, start: offset(i), end: offset(end)})
 	return end, false, nil
 }
 
@@ -238,7 +239,7 @@ func (d *document) number(i int) (int, bool, error) {
 		if !bytes.HasPrefix(t[i:], []byte("Infinity")) {
 			return 0, false, d.fault("Expecting value", start)
 		}
-		d.push(node{kind: kindFloat, start: uint32(start), end: uint32(i + len("Infinity"))})
+		d.push(node{kind: kindFloat, start: offset(start), end: offset(i + len("Infinity"))})
 		return i + len("Infinity"), false, nil
 	default:
 		return 0, false, d.fault("Expecting value", start)
@@ -261,144 +262,13 @@ func (d *document) number(i int) (int, bool, error) {
 			i = end
 		}
 	}
-	d.push(node{kind: k, start: uint32(start), end: uint32(i)})
+	d.push(node{kind: k, start: offset(start), end: offset(i)})
 	return i, false, nil
-}
-
-// string checks the string whose quote is at i; it decodes nothing.
-func (d *document) string(i int) (int, error) {
-	t, begin, escaped := d.text, i, false
-	for i++; ; i++ {
-		for i < len(t) && plain[t[i]] {
-			i++
-		}
-		if i >= len(t) {
-			return 0, d.fault("Unterminated string starting at", begin)
-		}
-		switch t[i] {
-		case '"':
-			d.push(node{kind: kindString, escaped: escaped, start: uint32(begin + 1), end: uint32(i)})
-			return i + 1, nil
-		case '\\':
-			escaped = true
-			end, err := d.escape(begin, i)
-			if err != nil {
-				return 0, err
-			}
-			i = end - 1
-		default:
-			return 0, d.fault("Invalid control character at", i)
-		}
-	}
-}
-
-// plain are the bytes that stand for themselves inside a string.
-var plain = func() (p [256]bool) {
-	for c := range p {
-		p[c] = c >= 0x20 && c != '"' && c != '\\'
-	}
-	return p
-}()
-
-// escape checks the escape whose backslash is at i and gives its end.
-func (d *document) escape(begin, i int) (int, error) {
-	t := d.text
-	if i+1 >= len(t) {
-		return 0, d.fault("Unterminated string starting at", begin)
-	}
-	switch t[i+1] {
-	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		return i + 2, nil
-	case 'u':
-	default:
-		return 0, d.fault(`Invalid \escape`, i)
-	}
-	// Something has to follow the digits: the closing quote at least.
-	high, ok := hex4(t, i+2)
-	if !ok || i+6 == len(t) {
-		return 0, d.fault(`Invalid \uXXXX escape`, i+1)
-	}
-	if !utf16.IsSurrogate(high) {
-		return i + 6, nil
-	}
-	if high < 0xDC00 && i+12 < len(t) && t[i+6] == '\\' && t[i+7] == 'u' {
-		low, ok := hex4(t, i+8)
-		if !ok {
-			return 0, d.fault(`Invalid \uXXXX escape`, i+7)
-		}
-		if low >= 0xDC00 && low <= 0xDFFF {
-			return i + 12, nil
-		}
-	}
-	d.surrogates = true
-	return i + 6, nil
-}
-
-// hex4 reads the four hexadecimal digits at i.
-func hex4(t []byte, i int) (rune, bool) {
-	if i+4 > len(t) {
-		return 0, false
-	}
-	var r rune
-	for _, c := range t[i : i+4] {
-		switch {
-		case c >= '0' && c <= '9':
-			c -= '0'
-		case c >= 'a' && c <= 'f':
-			c -= 'a' - 10
-		case c >= 'A' && c <= 'F':
-			c -= 'A' - 10
-		default:
-			return 0, false
-		}
-		r = r<<4 | rune(c)
-	}
-	return r, true
 }
 
 func (d *document) fault(reason string, i int) error {
 	return &syntaxError{reason: reason, offset: utf8.RuneCount(d.text[:min(i, len(d.text))])}
 }
-
-// unescape decodes the inside of a string that parse accepted, appended to dst.
-// A lone surrogate becomes the three bytes that UTF-8 would give it, so that the
-// result is not valid UTF-8.
-func unescape(dst, s []byte) []byte {
-	for i := 0; i < len(s); {
-		from := i
-		for i < len(s) && s[i] != '\\' {
-			i++
-		}
-		if dst = append(dst, s[from:i]...); i == len(s) {
-			break
-		}
-		c := s[i+1]
-		if i += 2; c != 'u' {
-			dst = append(dst, unescaped[c])
-			continue
-		}
-		r, _ := hex4(s, i)
-		if i += 4; !utf16.IsSurrogate(r) {
-			dst = utf8.AppendRune(dst, r)
-			continue
-		}
-		if i+6 <= len(s) && s[i] == '\\' && s[i+1] == 'u' {
-			low, _ := hex4(s, i+2)
-			if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
-				dst = utf8.AppendRune(dst, pair)
-				i += 6
-				continue
-			}
-		}
-		dst = append(dst, 0xE0|byte(r>>12), 0x80|byte(r>>6)&0x3F, 0x80|byte(r)&0x3F)
-	}
-	return dst
-}
-
-var unescaped = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
-
-// view is b as a string without a copy: b must not change while it is used.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // documents are kept for their memory.
 var documents = sync.Pool{New: func() any { return new(document) }}

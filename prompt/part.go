@@ -34,7 +34,6 @@ type part struct {
 type mark string
 
 const (
-	markNone mark = ""
 	// The two marks differ in their first byte, so that two renderings part
 	// exactly where the media is written.
 	markOne mark = "\u2060media"

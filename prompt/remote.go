@@ -85,7 +85,7 @@ func (r *renderer) post(ctx context.Context, url string, body []byte) ([]byte, i
 	if err != nil {
 		return nil, 0, err
 	}
-	defer response.Body.Close() //nolint:errcheck // only read from
+	defer response.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(response.Body, maxRenderBytes+1))
 	if err == nil && len(answer) > maxRenderBytes {
 		err = fmt.Errorf("%s: answer of more than %d bytes", url, maxRenderBytes)

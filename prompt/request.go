@@ -91,7 +91,7 @@ const (
 	// RemoteEmbeds: the prompt holds embeddings instead of text.
 	RemoteEmbeds Remote = "embeds"
 	// RemoteTokenizerMode: vLLM has a renderer of its own for the model.
-	RemoteTokenizerMode Remote = "tokenizer_mode"
+	RemoteTokenizerMode Remote = "tokenizer_mode" //nolint:gosec // no credential
 	// RemoteLoading: the tokenizer is not loaded yet.
 	RemoteLoading Remote = "loading"
 	// RemoteNoTokenizer: the model has no tokenizer folder, or this build no

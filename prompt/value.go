@@ -43,7 +43,7 @@ func (v value) str() string {
 	if !v.node().escaped {
 		return view(v.raw())
 	}
-	return string(unescape(nil, v.raw()))
+	return view(unescape(make([]byte, 0, len(v.raw())), v.raw()))
 }
 
 // is reports whether the value is the string s.
@@ -144,6 +144,7 @@ func (v value) boolean() (b, ok bool) {
 		case "0", "off", "f", "false", "n", "no":
 			return false, true
 		}
+	default:
 	}
 	return false, false
 }
@@ -173,8 +174,9 @@ func (v value) integer() (n int64, ok bool) {
 			s = whole
 		}
 		return clampInt(strings.ReplaceAll(strings.TrimPrefix(s, "+"), "_", ""))
+	default:
+		return 0, false
 	}
-	return 0, false
 }
 
 func clampInt(digits string) (int64, bool) {
