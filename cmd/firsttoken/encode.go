@@ -133,7 +133,7 @@ func readLine(r *bufio.Reader) (line []byte, err error) {
 		switch {
 		case err == bufio.ErrBufferFull: //nolint:errorlint // ReadSlice returns it bare
 			continue
-		case err != nil && err != io.EOF: //nolint:errorlint // readers return it bare
+		case err != nil && err != io.EOF:
 			return nil, err
 		case err != nil && len(line) == 0 && !long:
 			return nil, io.EOF
