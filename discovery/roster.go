@@ -96,29 +96,32 @@ func (r *roster) resolved(entry int, ips []netip.Addr) (added, removed []*member
 // has just failed to connect there: together with it, one bad probe is enough.
 // One bad probe is also enough for an endpoint that never had a good one, so a
 // list with a dead address in it costs at most the requests of one probe's
-// time. An id that is gone is ignored.
-func (r *roster) probed(id scoring.EndpointID, now time.Time, fault error, suspect bool) {
+// time. An id that is gone is ignored. It reports whether the list changed.
+func (r *roster) probed(id scoring.EndpointID, now time.Time, fault error, suspect bool) (changed bool) {
 	m := r.member(id)
 	if m == nil {
-		return
+		return false
 	}
+	was := m.down
 	m.probed, m.fault = now, fault
 	if fault == nil {
 		m.up, m.failed, m.down = true, 0, false
-		return
+	} else {
+		m.failed++
+		m.down = m.down || !m.up || suspect || m.failed >= r.failures
 	}
-	m.failed++
-	if !m.up || suspect || m.failed >= r.failures {
-		m.down = true
-	}
+	return m.down != was
 }
 
 // learned tells which models the engine says it serves, never empty. An id
-// that is gone is ignored.
-func (r *roster) learned(id scoring.EndpointID, models []string) {
-	if m := r.member(id); m != nil {
-		m.models = models
+// that is gone is ignored. It reports whether the list changed.
+func (r *roster) learned(id scoring.EndpointID, models []string) (changed bool) {
+	m := r.member(id)
+	if m == nil || slices.Equal(m.models, models) {
+		return false
 	}
+	m.models = models
+	return true
 }
 
 func (r *roster) member(id scoring.EndpointID) *member {
@@ -168,13 +171,4 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		endpoint.Cache.Instance = ""
 	}
 	return endpoint
-}
-
-// same reports whether two lists say the same.
-func same(a, b []scoring.Endpoint) bool {
-	return slices.EqualFunc(a, b, func(a, b scoring.Endpoint) bool {
-		return a.ID == b.ID && a.Name == b.Name && a.Address == b.Address && a.Cluster == b.Cluster &&
-			a.Ready == b.Ready && a.Cache == b.Cache &&
-			(a.Models == nil) == (b.Models == nil) && slices.Equal(a.Models, b.Models)
-	})
 }

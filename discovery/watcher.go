@@ -213,7 +213,10 @@ func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int
 		w.watches[m.id].cancel()
 		delete(w.watches, m.id)
 	}
-	w.publishLocked()
+	if len(added)+len(removed) > 0 {
+		w.publishLocked()
+		w.instancesLocked(entry)
+	}
 	for _, m := range added {
 		ctx, cancel := context.WithCancel(ctx)
 		watch := &watch{address: m.address.String(), cancel: cancel, wake: make(chan struct{}, 1)}
@@ -224,9 +227,6 @@ func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int
 			defer cancel()
 			w.probe(ctx, id, client, watch.wake, askModels)
 		})
-	}
-	if len(added)+len(removed) > 0 {
-		w.instancesLocked(entry)
 	}
 }
 
@@ -301,9 +301,10 @@ func (w *Watcher) probed(id scoring.EndpointID, took time.Duration, err error, s
 		return
 	}
 	wasDown, first := m.down, m.probed.IsZero()
-	w.roster.probed(id, time.Now(), err, suspect)
 	w.metrics.duration.WithLabelValues(result(err)).Observe(took.Seconds())
-	w.publishLocked()
+	if w.roster.probed(id, time.Now(), err, suspect) {
+		w.publishLocked()
+	}
 	if e, ok := w.publishedLocked(id); ok {
 		w.metrics.probes.WithLabelValues(e.Name, result(err)).Inc()
 		switch {
@@ -334,21 +335,16 @@ func (w *Watcher) ask(ctx context.Context, id scoring.EndpointID, e engine, faul
 		return false
 	}
 	*fault = ""
-	w.roster.learned(id, models)
-	w.publishLocked()
-	if !slices.Equal(before.Models, models) {
+	if w.roster.learned(id, models) {
+		w.publishLocked()
 		w.log.Info("endpoint serves models", "endpoint", before.Name, "address", before.Address, "models", models)
 	}
 	return true
 }
 
-// publishLocked publishes the list if it differs from the last one. Caller
-// must hold mu.
+// publishLocked publishes the list, which has changed. Caller must hold mu.
 func (w *Watcher) publishLocked() {
 	list := w.roster.endpoints()
-	if w.published != nil && same(w.published, list) {
-		return
-	}
 	w.metrics.published(w.published, list)
 	w.published = list
 	w.publish(slices.Clone(list))

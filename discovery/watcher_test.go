@@ -310,3 +310,24 @@ func TestStatusTellsTheFault(t *testing.T) {
 		}
 	})
 }
+
+// A fleet of a thousand is probed five hundred times a second: a probe that
+// changes nothing must cost next to nothing.
+func BenchmarkProbedThousandEndpoints(b *testing.B) {
+	entries := make([]Entry, 1000)
+	for i := range entries {
+		entries[i].Address = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 8000).String()
+	}
+	w, err := newWatcher(DefaultConfig(), entries, &world{}, slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()), func([]scoring.Endpoint) {})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i, t := range w.roster.targets {
+		ip, _ := t.literal()
+		w.roster.resolved(i, []netip.Addr{ip})
+	}
+	w.publishLocked()
+	for i := 0; b.Loop(); i++ {
+		w.probed(scoring.EndpointID(i%1000+1), time.Millisecond, nil, false)
+	}
+}

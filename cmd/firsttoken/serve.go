@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,7 +115,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		registry.MustRegister(newCacheCollector(s.picker.Endpoints, s.source, s.controller))
 	}
 
-	apiKey := os.Getenv(apiKeyVariable)
+	apiKey := strings.TrimSpace(os.Getenv(apiKeyVariable)) // Secrets from files end with a newline.
 	s.watcher, err = discovery.New(cfg.Discovery, cfg.Endpoints, apiKey, log, discovery.NewMetrics(registry), s.publish)
 	if err != nil {
 		return nil, err
@@ -264,7 +265,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 		defer stop()
 		return s.server.Run(serving, s.serverListener)
 	})
-	defer context.AfterFunc(ctx, func() { s.log.Info("draining", "timeout", s.cfg.Server.DrainTimeout) })()
+	defer context.AfterFunc(ctx, func() { s.log.Info("draining", "timeout", s.cfg.Server.DrainTimeout.String()) })()
 
 	s.log.Info("serving", "version", version(), "listen", s.bound().Listen, "admin", s.bound().Admin,
 		"policy", s.cfg.Scoring.Policy, "endpoints", len(s.cfg.Endpoints))
