@@ -97,7 +97,7 @@ func (p *printer) begin(policy string, engines []string, total int) {
 	defer p.mu.Unlock()
 	p.engines, p.total, p.done, p.ttft = engines, total, 0, 0
 	fmt.Fprintf(p.out, "\n%s: %d requests\n", policy, total)
-	fmt.Fprintf(p.out, "%-11s %6s  %-18s %-18s %-17s %9s %9s %9s\n",
+	fmt.Fprintf(p.out, "%-11s %6s  %-20s %-18s %-17s %9s %9s %9s\n",
 		"request", "tokens", "cached per engine", "queued Mwork", "choice", "estimate", "TTFT", "client's")
 }
 
@@ -117,7 +117,7 @@ func (p *printer) request(r result) {
 		ttft = millis(seconds(d.GetTtftSeconds()))
 	}
 	p.clear()
-	fmt.Fprintf(p.out, "%-11s %6d  %-18s %-18s %-17s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), r.answer.promptTokens,
+	fmt.Fprintf(p.out, "%-11s %6d  %-20s %-18s %-17s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), r.answer.promptTokens,
 		p.perEngine(d, func(c *firsttokenv1.Candidate) string {
 			if c.CachedTokens == nil {
 				return "-" // no source knows this engine

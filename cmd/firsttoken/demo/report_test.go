@@ -71,9 +71,9 @@ func TestRequestLine(t *testing.T) {
 	p.end()
 	want := `
 trapezoid: 50 requests
-request     tokens  cached per engine  queued Mwork       choice             estimate      TTFT  client's
-chat 1.2      2412  0 / 2304 / ?       3.1 / 0.0 / ?      engine-2 cached       60 ms     58 ms     61 ms
-chat 1.3      2500  ? / ? / ?          ? / ? / ?          engine-1 by Envoy         ?         ?     70 ms
+request     tokens  cached per engine    queued Mwork       choice             estimate      TTFT  client's
+chat 1.2      2412  0 / 2304 / ?         3.1 / 0.0 / ?      engine-2 cached       60 ms     58 ms     61 ms
+chat 1.3      2500  ? / ? / ?            ? / ? / ?          engine-1 by Envoy         ?         ?     70 ms
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)
