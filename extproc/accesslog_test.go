@@ -13,13 +13,14 @@ import (
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
-// record is an access-log record; an empty id leaves our metadata out.
-func record(id, upstream string, port, code uint32, flags *datav3.ResponseFlags) *datav3.HTTPAccessLogEntry {
+// record is an access-log record of a request that port 8000 of upstream
+// answered; an empty id leaves our metadata out.
+func record(id, upstream string, code uint32, flags *datav3.ResponseFlags) *datav3.HTTPAccessLogEntry {
 	e := &datav3.HTTPAccessLogEntry{
 		CommonProperties: &datav3.AccessLogCommon{
 			ResponseFlags: flags,
 			UpstreamRemoteAddress: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-				Address: upstream, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
+				Address: upstream, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 8000},
 			}}},
 			AccessLogType: datav3.AccessLogType_DownstreamEnd,
 		},
@@ -50,25 +51,27 @@ func TestAccessLogTellsTheEnd(t *testing.T) {
 		{"client reset", 0, &datav3.ResponseFlags{DownstreamRemoteReset: true}, scoring.OutcomeCancelled, false},
 		{"not reached", 503, &datav3.ResponseFlags{UpstreamConnectionFailure: true}, scoring.OutcomeError, true},
 	} {
-		bubble(t, c.name, func(t *testing.T) {
-			f := newFixture(t, pool(1))
-			stream := f.open(t, duplex, none)
-			stream.say(t, completion(false))
-			stream.say(t, reqBody("{}", true))
-			stream.close(errCancelled)
-			d := f.decided[0]
-			if fate, final := f.record(record(d.ID, "10.0.0.1", 8000, c.code, c.flags)); fate != recordMatched || !final {
-				t.Errorf("record is %s, final %v", fate, final)
-			}
-			if want := []ending{{d.ID, c.outcome, "10.0.0.1:8000"}}; !slices.Equal(f.ends, want) {
-				t.Errorf("ended %v, want %v", f.ends, want)
-			}
-			if (len(f.probes) == 1) != c.probe {
-				t.Errorf("probed %v", f.probes)
-			}
-			if fate, _ := f.record(record(d.ID, "10.0.0.1", 8000, c.code, nil)); fate != recordUnknown || len(f.ends) != 1 {
-				t.Errorf("the second record is %s, ended %v", fate, f.ends)
-			}
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t, pool(1))
+				stream := f.open(t, duplex, none)
+				stream.say(t, completion())
+				stream.say(t, reqBody("{}", true))
+				stream.close(errCancelled)
+				d := f.decided[0]
+				if fate, final := f.record(record(d.ID, "10.0.0.1", c.code, c.flags)); fate != recordMatched || !final {
+					t.Errorf("record is %s, final %v", fate, final)
+				}
+				if want := []ending{{d.ID, c.outcome, "10.0.0.1:8000"}}; !slices.Equal(f.ends, want) {
+					t.Errorf("ended %v, want %v", f.ends, want)
+				}
+				if (len(f.probes) == 1) != c.probe {
+					t.Errorf("probed %v", f.probes)
+				}
+				if fate, _ := f.record(record(d.ID, "10.0.0.1", c.code, nil)); fate != recordUnknown || len(f.ends) != 1 {
+					t.Errorf("the second record is %s, ended %v", fate, f.ends)
+				}
+			})
 		})
 	}
 }
@@ -78,18 +81,18 @@ func TestForeignRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, pool(1))
 		c := f.open(t, buffered, streamed)
-		c.one(t, completion(false))
+		c.one(t, completion())
 		c.one(t, reqBody("{}", true))
 		id := f.decided[0].ID
-		early := record(id, "10.0.0.1", 8000, 200, nil)
+		early := record(id, "10.0.0.1", 200, nil)
 		early.CommonProperties.AccessLogType = datav3.AccessLogType_DownstreamStart
 		if _, final := f.record(early); final {
 			t.Error("a request that began has ended")
 		}
-		if fate, _ := f.record(record("", "10.0.0.1", 8000, 200, nil)); fate != recordForeign {
+		if fate, _ := f.record(record("", "10.0.0.1", 200, nil)); fate != recordForeign {
 			t.Errorf("a record without id is %s", fate)
 		}
-		if fate, _ := f.record(record("guessed", "10.0.0.1", 8000, 200, nil)); fate != recordUnknown {
+		if fate, _ := f.record(record("guessed", "10.0.0.1", 200, nil)); fate != recordUnknown {
 			t.Errorf("a record with another id is %s", fate)
 		}
 		if fate, _ := f.record(&datav3.HTTPAccessLogEntry{}); fate != recordForeign {
@@ -107,9 +110,9 @@ func TestRecordBeforeFirstChunk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, pool(1))
 		c := f.open(t, buffered, streamed)
-		c.one(t, completion(false))
+		c.one(t, completion())
 		c.one(t, reqBody("{}", true))
-		f.record(record(f.decided[0].ID, "10.0.0.1", 8000, 200, nil))
+		f.record(record(f.decided[0].ID, "10.0.0.1", 200, nil))
 		c.one(t, with(respBody("data: x\n\n", true), 200, "10.0.0.1:8000"))
 		if want := []scoring.Outcome{scoring.OutcomeComplete}; !slices.Equal(f.outcomes(), want) || len(f.tokens) != 0 {
 			t.Errorf("outcomes %v, first tokens %v", f.outcomes(), f.tokens)
@@ -122,11 +125,11 @@ func TestRecordOfARetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, pool(2))
 		c := f.open(t, duplex, none)
-		c.say(t, completion(false))
+		c.say(t, completion())
 		c.say(t, reqBody("{}", true))
 		d := f.decided[0]
 		other := d.Candidates[1].Endpoint.Address
-		f.record(record(d.ID, other[:len(other)-len(":8000")], 8000, 200, nil))
+		f.record(record(d.ID, other[:len(other)-len(":8000")], 200, nil))
 		if want := []ending{{d.ID, scoring.OutcomeComplete, other}}; !slices.Equal(f.ends, want) {
 			t.Errorf("ended %v, want %v", f.ends, want)
 		}

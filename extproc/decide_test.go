@@ -51,33 +51,35 @@ func TestRefusals(t *testing.T) {
 		{"empty: the engine's to refuse", pool(1), "/v1/completions", "", 0, ""},
 	} {
 		for _, mode := range []string{"buffered", "duplex"} {
-			bubble(t, c.name+" "+mode, func(t *testing.T) {
-				f := newFixture(t, c.endpoints, func(c *Config, _ *Deps) { c.BodyLimit = 64 })
-				stream := f.open(t, buffered, streamed)
-				if mode == "duplex" {
-					stream = f.open(t, duplex, none)
-				}
-				stream.say(t, reqHeaders(false, ":method", "POST", ":path", c.path))
-				answers := stream.say(t, reqBody(c.body, true))
-				last := answers[len(answers)-1].GetImmediateResponse()
-				if c.status == 0 {
-					if last != nil || !stream.isOpen() {
-						t.Fatalf("refused: %v", last)
+			t.Run(c.name+" "+mode, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFixture(t, c.endpoints, func(c *Config, _ *Deps) { c.BodyLimit = 64 })
+					stream := f.open(t, buffered, streamed)
+					if mode == "duplex" {
+						stream = f.open(t, duplex, none)
 					}
-					return
-				}
-				if len(answers) != 1 || int(last.GetStatus().GetCode()) != c.status || stream.isOpen() {
-					t.Fatalf("answers %v, open %v, want one %d", answers, stream.isOpen(), c.status)
-				}
-				if got := string(last.GetBody()); (c.want != "" && got != c.want) || !json.Valid(last.GetBody()) {
-					t.Errorf("body %s, want %s", got, c.want)
-				}
-				if !strings.HasPrefix(last.GetDetails(), "firsttoken_") {
-					t.Errorf("details %q", last.GetDetails())
-				}
-				if open := f.picker.Stats().Open; open != 0 {
-					t.Errorf("%d reservations are open", open)
-				}
+					stream.say(t, reqHeaders(false, ":method", "POST", ":path", c.path))
+					answers := stream.say(t, reqBody(c.body, true))
+					last := answers[len(answers)-1].GetImmediateResponse()
+					if c.status == 0 {
+						if last != nil || !stream.isOpen() {
+							t.Fatalf("refused: %v", last)
+						}
+						return
+					}
+					if len(answers) != 1 || int(last.GetStatus().GetCode()) != c.status || stream.isOpen() {
+						t.Fatalf("answers %v, open %v, want one %d", answers, stream.isOpen(), c.status)
+					}
+					if got := string(last.GetBody()); (c.want != "" && got != c.want) || !json.Valid(last.GetBody()) {
+						t.Errorf("body %s, want %s", got, c.want)
+					}
+					if !strings.HasPrefix(last.GetDetails(), "firsttoken_") {
+						t.Errorf("details %q", last.GetDetails())
+					}
+					if open := f.picker.Stats().Open; open != 0 {
+						t.Errorf("%d reservations are open", open)
+					}
+				})
 			})
 		}
 	}
@@ -88,7 +90,7 @@ func TestPartialBodyIsNotRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, pool(1))
 		c := f.open(t, partial, none)
-		c.one(t, completion(false))
+		c.one(t, completion())
 		m := c.one(t, reqBody("[cut", false))
 		if header(m, envoy.HeaderEndpoint) == "" {
 			t.Errorf("answer: %v", m)
@@ -115,32 +117,34 @@ func TestEncoderFails(t *testing.T) {
 		{"panics", func(context.Context, prompt.Request) (*scoring.Prompt, error) { panic("no") }, causeEncoder, 0},
 	} {
 		for _, mode := range []string{"buffered", "duplex"} {
-			bubble(t, c.name+" "+mode, func(t *testing.T) {
-				f := newFixture(t, pool(2), func(_ *Config, d *Deps) { d.Encoder = c.encode })
-				stream := f.open(t, buffered, streamed)
-				if mode == "duplex" {
-					stream = f.open(t, duplex, none)
-				}
-				stream.say(t, completion(false))
-				began := time.Now()
-				answers := stream.say(t, reqBody("{}", true))
-				if len(answers) == 0 { // the encoder waits
-					time.Sleep(time.Minute)
-					synctest.Wait()
-					answers = stream.out
-				}
-				if len(f.decided) != 1 || f.decided[0].Time.Sub(began) != c.after {
-					t.Fatalf("%d decisions, want one after %s", len(f.decided), c.after)
-				}
-				if !slices.ContainsFunc(answers, func(m *extprocv3.ProcessingResponse) bool { return header(m, envoy.HeaderEndpoint) != "" }) {
-					t.Errorf("answers: %v", answers)
-				}
-				if got := f.decided[0].Prompt.Source; got != scoring.TokensEstimated {
-					t.Errorf("tokens from %s", got)
-				}
-				if n := testutil.ToFloat64(f.metrics.fallbacks.WithLabelValues(c.cause)); n != 1 {
-					t.Errorf("fallback %s counted %v times", c.cause, n)
-				}
+			t.Run(c.name+" "+mode, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFixture(t, pool(2), func(_ *Config, d *Deps) { d.Encoder = c.encode })
+					stream := f.open(t, buffered, streamed)
+					if mode == "duplex" {
+						stream = f.open(t, duplex, none)
+					}
+					stream.say(t, completion())
+					began := time.Now()
+					answers := stream.say(t, reqBody("{}", true))
+					if len(answers) == 0 { // the encoder waits
+						time.Sleep(time.Minute)
+						synctest.Wait()
+						answers = stream.answers()
+					}
+					if len(f.decided) != 1 || f.decided[0].Time.Sub(began) != c.after {
+						t.Fatalf("%d decisions, want one after %s", len(f.decided), c.after)
+					}
+					if !slices.ContainsFunc(answers, func(m *extprocv3.ProcessingResponse) bool { return header(m, envoy.HeaderEndpoint) != "" }) {
+						t.Errorf("answers: %v", answers)
+					}
+					if got := f.decided[0].Prompt.Source; got != scoring.TokensEstimated {
+						t.Errorf("tokens from %s", got)
+					}
+					if n := testutil.ToFloat64(f.metrics.fallbacks.WithLabelValues(c.cause)); n != 1 {
+						t.Errorf("fallback %s counted %v times", c.cause, n)
+					}
+				})
 			})
 		}
 	}
@@ -155,7 +159,7 @@ func TestUnreadModelIsNotMissing(t *testing.T) {
 			d.Encoder = encoderFunc(func(context.Context, prompt.Request) (*scoring.Prompt, error) { return nil, errors.New("no") })
 		})
 		c := f.open(t, buffered, none)
-		c.one(t, completion(false))
+		c.one(t, completion())
 		if m := c.one(t, reqBody("{}", true)); m.GetImmediateResponse() != nil {
 			t.Errorf("refused: %v", m)
 		}
@@ -184,7 +188,7 @@ func TestStreamPhases(t *testing.T) {
 		f := newFixture(t, pool(1))
 		in := func(p phase) float64 { return testutil.ToFloat64(f.metrics.streams.WithLabelValues(string(p))) }
 		c := f.open(t, duplex, duplex)
-		c.say(t, completion(false))
+		c.say(t, completion())
 		if in(phaseReceiving) != 1 {
 			t.Error("not receiving")
 		}

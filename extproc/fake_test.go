@@ -151,11 +151,12 @@ type client struct {
 	ctx    context.Context
 	hangUp context.CancelFunc
 	in     chan *extprocv3.ProcessingRequest
-	out    []*extprocv3.ProcessingResponse
-	end    error         // what Recv gives when in is closed
-	broken error         // what Send gives
-	done   chan struct{} // closed when the server ended the stream
-	err    error         // the stream's status, once done
+	mu     sync.Mutex
+	out    []*extprocv3.ProcessingResponse // guarded by mu
+	end    error                           // what Recv gives when in is closed
+	broken error                           // what Send gives
+	done   chan struct{}                   // closed when the server ended the stream
+	err    error                           // the stream's status, once done
 	first  *extprocv3.ProcessingRequest
 }
 
@@ -174,10 +175,19 @@ func (c *client) Recv() (*extprocv3.ProcessingRequest, error) {
 }
 
 func (c *client) Send(m *extprocv3.ProcessingResponse) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.broken == nil {
 		c.out = append(c.out, m)
 	}
 	return c.broken
+}
+
+// answers are all that came so far.
+func (c *client) answers() []*extprocv3.ProcessingResponse {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out
 }
 
 // open begins a stream with the given body modes. Call it in a bubble.
@@ -208,16 +218,16 @@ func (f *fixture) openUndeclared(t *testing.T) *client {
 func (c *client) say(t *testing.T, m *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
 	t.Helper()
 	if c.first != nil {
-		m.ProtocolConfig, c.first = c.first.ProtocolConfig, nil
+		m.ProtocolConfig, c.first = c.first.GetProtocolConfig(), nil
 	}
-	before := len(c.out)
+	before := len(c.answers())
 	select {
 	case c.in <- m:
 	case <-c.done:
 		t.Fatalf("the server ended the stream before %v", m)
 	}
 	synctest.Wait()
-	return c.out[before:]
+	return c.answers()[before:]
 }
 
 // one is say where exactly one answer must come.
@@ -255,9 +265,9 @@ func headerMap(kv ...string) *corev3.HeaderMap {
 	return m
 }
 
-// completion are the headers of a completion request.
-func completion(end bool) *extprocv3.ProcessingRequest {
-	return reqHeaders(end, ":method", "POST", ":path", "/v1/completions", "content-type", "application/json", "authorization", "Bearer secret")
+// completion are the headers of a completion request, whose body follows.
+func completion() *extprocv3.ProcessingRequest {
+	return reqHeaders(false, ":method", "POST", ":path", "/v1/completions", "content-type", "application/json", "authorization", "Bearer secret")
 }
 
 func reqHeaders(end bool, kv ...string) *extprocv3.ProcessingRequest {
@@ -349,12 +359,6 @@ func joined(t *testing.T, chunks []*extprocv3.ProcessingResponse, body func(*ext
 		all.Write(c.GetBody())
 	}
 	return all.Bytes(), end
-}
-
-// bubble runs a test in a synctest bubble.
-func bubble(t *testing.T, name string, f func(t *testing.T)) {
-	t.Helper()
-	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
 var errEOF = io.EOF

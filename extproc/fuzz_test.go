@@ -49,7 +49,7 @@ func FuzzStream(f *testing.F) {
 		}
 		// What is still booked, the access log can end, and nothing is left.
 		for _, d := range fx.decided {
-			fx.record(record(d.ID, "10.0.0.1", 8000, 200, nil))
+			fx.record(record(d.ID, "10.0.0.1", 200, nil))
 		}
 		stats := fx.picker.Stats()
 		if stats.Open != 0 || len(fx.ends) != len(fx.decided) {
@@ -118,7 +118,7 @@ func message(kind byte) *extprocv3.ProcessingRequest {
 	big := string(make([]byte, 200))
 	switch kind % 14 {
 	case 0:
-		return completion(false)
+		return completion()
 	case 1:
 		return reqBody("{a ", false)
 	case 2:

@@ -20,7 +20,7 @@ func TestDecisionLog(t *testing.T) {
 		})
 		ask := func() {
 			c := f.open(t, buffered, none)
-			c.one(t, completion(false))
+			c.one(t, completion())
 			c.one(t, reqBody("{my private words}", true))
 		}
 		for range 5 {

@@ -125,24 +125,21 @@ func (r replies) destinations(d *scoring.Decision) string {
 // response headers its id and reason.
 func (r replies) dynamicMetadata(d *scoring.Decision) *structpb.Struct {
 	namespaces := map[string]*structpb.Value{
-		envoy.Metadata: namespace(
-			envoy.KeyID, d.ID,
-			envoy.KeyEndpoint, d.Endpoint().Address,
-			envoy.KeyReason, string(d.Reason),
-		),
+		envoy.Metadata: namespace(map[string]*structpb.Value{
+			envoy.KeyID:       structpb.NewStringValue(d.ID),
+			envoy.KeyEndpoint: structpb.NewStringValue(d.Endpoint().Address),
+			envoy.KeyReason:   structpb.NewStringValue(string(d.Reason)),
+		}),
 	}
 	if r.metadata {
-		namespaces[envoy.MetadataBalancer] = namespace(envoy.HeaderEndpoint, r.destinations(d))
+		namespaces[envoy.MetadataBalancer] = namespace(map[string]*structpb.Value{
+			envoy.HeaderEndpoint: structpb.NewStringValue(r.destinations(d)),
+		})
 	}
 	return &structpb.Struct{Fields: namespaces}
 }
 
-// namespace is a struct of strings, given as keys and values in turn.
-func namespace(kv ...string) *structpb.Value {
-	fields := make(map[string]*structpb.Value, len(kv)/2)
-	for i := 0; i < len(kv); i += 2 {
-		fields[kv[i]] = structpb.NewStringValue(kv[i+1])
-	}
+func namespace(fields map[string]*structpb.Value) *structpb.Value {
 	return structpb.NewStructValue(&structpb.Struct{Fields: fields})
 }
 

@@ -64,7 +64,9 @@ func (st *stream) requestBody(msg *extprocv3.ProcessingRequest, b *extprocv3.Htt
 	// Before trailers a whole body comes without end_of_stream, a cut one
 	// always does.
 	whole := st.dialect.request == bodyBuffered || b.GetEndOfStream()
-	return st.decideThen(whole, st.replies.requestBody)
+	err := st.decideThen(whole, st.replies.requestBody)
+	st.body = nil // the stream may live for minutes
+	return err
 }
 
 // duplexBody holds a body back until it has ended, then answers headers and

@@ -57,7 +57,7 @@ func serve(tb testing.TB, f *fixture) *grpc.ClientConn {
 }
 
 // "Serve all five. Readiness = pool and endpoints synced. While draining:
-// readiness NOT_SERVING, liveness SERVING."
+// readiness NOT_SERVING, liveness SERVING".
 func TestHealth(t *testing.T) {
 	f := newFixture(t, pool(1), quiet)
 	health := grpc_health_v1.NewHealthClient(serve(t, f))
@@ -101,7 +101,7 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	stream := process(t, conn)
-	stream.send(completion(false))
+	stream.send(completion())
 	stream.receive()
 
 	drained := make(chan struct{})
@@ -175,14 +175,14 @@ func TestBodyJustOverTheLimit(t *testing.T) {
 	conn := serve(t, f)
 	body := "{" + strings.Repeat("x", f.cfg.BodyLimit-2) + "}"
 	stream := process(t, conn)
-	stream.send(completion(false))
+	stream.send(completion())
 	stream.receive()
 	stream.send(reqBody(body, true))
 	if m := stream.receive(); m.GetRequestBody() == nil {
 		t.Errorf("a body of the limit: %v", m)
 	}
 	stream = process(t, conn)
-	stream.send(completion(false))
+	stream.send(completion())
 	stream.receive()
 	stream.send(reqBody(body+"x", true))
 	if m := stream.receive(); m.GetImmediateResponse().GetStatus().GetCode() != 413 {
@@ -208,7 +208,7 @@ func TestAbortedStreamsLeaveNothing(t *testing.T) {
 			{RequestBodyMode: duplex, ResponseBodyMode: duplex},
 			{RequestBodyMode: streamed, ResponseBodyMode: streamed},
 		}[i%3]
-		first := completion(false)
+		first := completion()
 		first.ProtocolConfig = mode
 		script := []*extprocv3.ProcessingRequest{first, reqBody("{"+strings.Repeat("x", 1000)+"}", true), respBody("{", false)}
 		for _, m := range script[:i/3%4] {
@@ -320,14 +320,14 @@ func (r *rpc) receive() *extprocv3.ProcessingResponse {
 func BenchmarkProcess(b *testing.B) {
 	f := newFixture(b, pool(8), quiet, func(c *Config, d *Deps) {
 		c.DecisionLogs = 10
-		d.Log = slog.New(slog.NewJSONHandler(io.Discard, nil))
+		d.Log = slog.New(slog.NewJSONHandler(discard{}, nil)) // what a line costs counts
 	})
 	conn := serve(b, f)
 	body := "{" + strings.Repeat("x", 1000) + "}"
 	b.ReportAllocs()
 	for b.Loop() {
 		r := process(b, conn)
-		r.send(completion(false))
+		r.send(completion())
 		r.receive()
 		r.send(reqBody(body, true))
 		m := r.receive()
@@ -348,7 +348,7 @@ func BenchmarkStream(b *testing.B) {
 	body := "{" + strings.Repeat("x", 1000) + "}"
 	b.ReportAllocs()
 	for b.Loop() {
-		first := completion(false)
+		first := completion()
 		first.ProtocolConfig = &extprocv3.ProtocolConfiguration{RequestBodyMode: buffered, ResponseBodyMode: streamed}
 		c := &script{ctx: b.Context(), in: []*extprocv3.ProcessingRequest{
 			first, reqBody(body, true), with(respBody("data: x\n\n", true), 200, "10.0.0.1:8000"),
@@ -358,6 +358,11 @@ func BenchmarkStream(b *testing.B) {
 		}
 	}
 }
+
+// discard takes what is logged.
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // script is a client that says what is written and never waits.
 type script struct {

@@ -32,7 +32,7 @@ func TestBufferedRequestStreamedResponse(t *testing.T) {
 		none(t, "first token before the first chunk", s.events.firstToken)
 		token <- struct{}{}
 		next(t, "first token", s.events.firstToken)
-		body, err := io.ReadAll(resp.Body)
+		body, err := io.ReadAll(resp.body)
 		if err != nil || string(body) != answer() {
 			t.Fatalf("answer: %v %q", err, body)
 		}
@@ -40,10 +40,10 @@ func TestBufferedRequestStreamedResponse(t *testing.T) {
 		if end.decision.ID != d.ID || end.outcome != scoring.OutcomeComplete || end.served != d.Endpoint().Address {
 			t.Errorf("ended %+v, want complete at %s", end, d.Endpoint().Address)
 		}
-		if got := resp.Header.Get("x-firsttoken-endpoint"); got != d.Endpoint().Address {
+		if got := resp.header.Get("x-firsttoken-endpoint"); got != d.Endpoint().Address {
 			t.Errorf("served by %s, chosen %s", got, d.Endpoint().Address)
 		}
-		if got := resp.Header.Get("x-firsttoken-reason"); got != string(d.Reason) {
+		if got := resp.header.Get("x-firsttoken-reason"); got != string(d.Reason) {
 			t.Errorf("reason %q, want %q", got, d.Reason)
 		}
 	}
@@ -62,8 +62,16 @@ func completion(prompt string) string {
 	return `{"model":"m","stream":true,"prompt":"` + prompt + `"}`
 }
 
-// post sends a completion and returns the answer once its headers came.
-func post(t *testing.T, p *proxy, body string) *http.Response {
+// reply is an answer whose headers came. Its body is closed when the test ends.
+type reply struct {
+	code   int
+	status string
+	header http.Header
+	body   io.Reader
+}
+
+// post sends a completion.
+func post(t *testing.T, p *proxy, body string) reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.clients+"/v1/completions", strings.NewReader(body))
 	if err != nil {
@@ -73,12 +81,13 @@ func post(t *testing.T, p *proxy, body string) *http.Response {
 	return do(t, req)
 }
 
-func do(t *testing.T, req *http.Request) *http.Response {
+// do sends a request and waits for the headers of the answer.
+func do(t *testing.T, req *http.Request) reply {
 	t.Helper()
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return reply{resp.StatusCode, resp.Status, resp.Header, resp.Body}
 }

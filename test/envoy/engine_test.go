@@ -48,6 +48,7 @@ func startEngine(t *testing.T, change ...func(*engine)) *engine {
 
 // deadEngine has an address that refuses connections.
 func deadEngine(t *testing.T) *engine {
+	t.Helper()
 	e := startEngine(t)
 	_ = e.server.Close()
 	return e

@@ -56,7 +56,7 @@ func TestClusterHeader(t *testing.T) {
 	p := startEnvoy(t, c)
 	for range 6 {
 		resp := post(t, p, completion("hello"))
-		body, err := io.ReadAll(resp.Body)
+		body, err := io.ReadAll(resp.body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,8 +68,8 @@ func TestClusterHeader(t *testing.T) {
 				t.Errorf("probed %s, want %s", probed, dead.address)
 			}
 		}
-		if resp.StatusCode != want || end.outcome != outcome {
-			t.Errorf("at %s: %s %s, ended %s", d.Endpoint().Address, resp.Status, body, end.outcome)
+		if resp.code != want || end.outcome != outcome {
+			t.Errorf("at %s: %s %s, ended %s", d.Endpoint().Address, resp.status, body, end.outcome)
 		}
 	}
 }
@@ -82,8 +82,8 @@ func TestErrorIsNoFirstToken(t *testing.T) {
 			s := startService(t, scoring.PolicyTrapezoid, e)
 			p := startEnvoyWith(t, withModes(t, config(s, e), mode, "SEND", "STREAMED"))
 			resp := post(t, p, completion("hello"))
-			if resp.StatusCode != http.StatusBadRequest {
-				t.Errorf("answer: %s", resp.Status)
+			if resp.code != http.StatusBadRequest {
+				t.Errorf("answer: %s", resp.status)
 			}
 			if end := next(t, "end", s.events.ended); end.outcome != scoring.OutcomeError {
 				t.Errorf("ended %s, want %s", end.outcome, scoring.OutcomeError)
@@ -158,13 +158,13 @@ func TestImmediateResponses(t *testing.T) {
 						Code          int
 					}
 				}
-				if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+				if err := json.NewDecoder(resp.body).Decode(&got); err != nil {
 					t.Fatal(err)
 				}
-				if resp.StatusCode != c.status || got.Error.Code != c.status || got.Error.Type != c.kind || got.Error.Message == "" {
-					t.Errorf("%s %+v, want %d %s", resp.Status, got, c.status, c.kind)
+				if resp.code != c.status || got.Error.Code != c.status || got.Error.Type != c.kind || got.Error.Message == "" {
+					t.Errorf("%s %+v, want %d %s", resp.status, got, c.status, c.kind)
 				}
-				if kind := resp.Header.Get("content-type"); kind != "application/json" {
+				if kind := resp.header.Get("content-type"); kind != "application/json" {
 					t.Errorf("content-type %q", kind)
 				}
 			})
@@ -203,8 +203,8 @@ func TestClientsControlHeaders(t *testing.T) {
 					}
 					req.Header.Set(envoy.HeaderCluster, "engine-"+aim.address)
 					resp := do(t, req)
-					if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
-						t.Fatalf("answer: %v %s", err, resp.Status)
+					if _, err := io.Copy(io.Discard, resp.body); err != nil || resp.code != http.StatusOK {
+						t.Fatalf("answer: %v %s", err, resp.status)
 					}
 				}
 				got := aim.requests.Load() - before

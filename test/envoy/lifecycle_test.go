@@ -138,6 +138,7 @@ type load struct {
 }
 
 func startLoad(t *testing.T, p *proxy, clients int) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &load{cancel: cancel}
 	for range clients {
@@ -145,7 +146,7 @@ func startLoad(t *testing.T, p *proxy, clients int) *load {
 			transport := &http.Transport{}
 			defer transport.CloseIdleConnections()
 			for ctx.Err() == nil {
-				if err := l.ask(t.Context(), transport, p); err != nil {
+				if err := l.ask(context.WithoutCancel(ctx), transport, p); err != nil {
 					l.mu.Lock()
 					l.failed = append(l.failed, err.Error())
 					l.mu.Unlock()
@@ -203,7 +204,7 @@ func TestServiceHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp := post(t, p, completion("hello"))
-	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != answer() {
-		t.Errorf("answer: %v %s %q", err, resp.Status, body)
+	if body, err := io.ReadAll(resp.body); err != nil || string(body) != answer() {
+		t.Errorf("answer: %v %s %q", err, resp.status, body)
 	}
 }

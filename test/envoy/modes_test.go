@@ -97,12 +97,12 @@ func TestBodyModes(t *testing.T) {
 			p := startEnvoyWith(t, withModes(t, config(s, engines...), mode.request, mode.trailers, mode.response))
 			for _, prompt := range []string{"a short one", strings.Repeat("a long one ", 100_000)} {
 				resp := post(t, p, completion(prompt))
-				body, err := io.ReadAll(resp.Body)
-				if err != nil || resp.StatusCode != http.StatusOK || string(body) != answer() {
-					t.Fatalf("answer: %v %s %q", err, resp.Status, body)
+				body, err := io.ReadAll(resp.body)
+				if err != nil || resp.code != http.StatusOK || string(body) != answer() {
+					t.Fatalf("answer: %v %s %q", err, resp.status, body)
 				}
 				d := next(t, "decision", s.events.decided)
-				if got := resp.Header.Get("x-firsttoken-endpoint"); got != d.Endpoint().Address {
+				if got := resp.header.Get("x-firsttoken-endpoint"); got != d.Endpoint().Address {
 					t.Errorf("served by %s, chosen %s", got, d.Endpoint().Address)
 				}
 				if mode.firstToken {
@@ -130,8 +130,8 @@ func TestRequestWithoutBody(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if resp := do(t, req); resp.StatusCode != http.StatusOK {
-				t.Errorf("answer: %s", resp.Status)
+			if resp := do(t, req); resp.code != http.StatusOK {
+				t.Errorf("answer: %s", resp.status)
 			}
 			if d := next(t, "decision", s.events.decided); d.Prompt.Source != scoring.TokensNone {
 				t.Errorf("tokens from %s, want none", d.Prompt.Source)

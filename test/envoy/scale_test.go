@@ -63,9 +63,9 @@ func TestLongBody(t *testing.T) {
 			body := completion(strings.Repeat("x", 5<<20))
 			for i := range 4 {
 				resp := post(t, p, body)
-				text, err := io.ReadAll(resp.Body)
-				if err != nil || resp.StatusCode != http.StatusOK || string(text) != answer() {
-					t.Fatalf("answer: %v %s %q", err, resp.Status, text)
+				text, err := io.ReadAll(resp.body)
+				if err != nil || resp.code != http.StatusOK || string(text) != answer() {
+					t.Fatalf("answer: %v %s %q", err, resp.status, text)
 				}
 				if got, want := alive.bytes.Load(), int64((i+1)*len(body)); got != want {
 					t.Errorf("the engine read %d bytes, want %d", got, want)
