@@ -87,6 +87,23 @@ func TestProbesDecideReadiness(t *testing.T) {
 	}
 }
 
+// Only a success brings an endpoint back that is down, however few its failed
+// probes were.
+func TestDownStaysDown(t *testing.T) {
+	r, err := newRoster(5, []Entry{{Address: "10.0.0.1:8000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.resolved(0, addrs("10.0.0.1"))
+	r.probed(1, time.Unix(0, 0), nil, false)
+	if !r.probed(1, time.Unix(1, 0), errDown, true) || r.endpoints()[0].Ready {
+		t.Error("a failed request and a failed probe did not take it out")
+	}
+	if r.probed(1, time.Unix(2, 0), errDown, false) || r.endpoints()[0].Ready {
+		t.Error("a failed probe brought it back")
+	}
+}
+
 func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 	r := testRoster(t, Entry{Name: "gpu", Address: "engine.example:8000"}, Entry{Address: "10.0.0.9:8000"})
 	r.resolved(1, addrs("10.0.0.9"))

@@ -154,8 +154,9 @@ func TestListFollowsProbesAndModels(t *testing.T) {
 		f := run(t, w, Entry{Address: one}, Entry{Address: two})
 		expect(t, f, "1 "+one+" "+one+" ready [m alias]\n2 "+two+" "+two+" down []\n")
 
+		// Long enough to be asked for its models again.
 		published := f.count()
-		time.Sleep(30 * time.Second)
+		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		if got := f.count() - published; got != 0 {
 			t.Errorf("%d lists published though nothing changed", got)
