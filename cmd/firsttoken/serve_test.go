@@ -249,16 +249,9 @@ func TestServeHostsLMCache(t *testing.T) {
 		&lmcache.RegisterMsg{Registration: lmcache.Registration{Worker: lmcache.WorkerID{Instance: "inst"}, IP: "127.0.0.1", Port: 1234}},
 		&lmcache.KVAdmitMsg{KVOperation: lmcache.KVOperation{Worker: lmcache.WorkerID{Instance: "inst"}, Key: lmcache.UnsignedKey(7), Location: lmcache.LocationCPU}},
 	)
-	var view status
-	for deadline := time.Now().Add(time.Minute); ; {
-		get(t, b, "/status", &view)
-		if view.LMCache != nil && len(view.LMCache.Workers) == 1 && view.LMCache.Workers[0].Keys[lmcache.LocationCPU] == 1 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the report did not arrive: %+v", view.LMCache)
-		}
-	}
+	view := awaitStatus(t, b, func(s status) bool {
+		return len(s.LMCache.Workers) == 1 && s.LMCache.Workers[0].Keys[lmcache.LocationCPU] == 1
+	})
 	if view.LMCache.Addresses != *b.LMCache || view.Fleet[0].Instance != "inst" || !view.LMCache.Workers[0].Registered {
 		t.Errorf("/status: %+v", view)
 	}
@@ -269,6 +262,28 @@ func TestServeHostsLMCache(t *testing.T) {
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("/metrics has no %s", want)
+		}
+	}
+
+	// A second rank that holds nothing: of the instance nothing counts.
+	report(t, b.LMCache.Pull, &lmcache.RegisterMsg{Registration: lmcache.Registration{Worker: lmcache.WorkerID{Instance: "inst", Worker: 1}, IP: "127.0.0.1", Port: 1235}})
+	awaitStatus(t, b, func(s status) bool { return len(s.LMCache.Workers) == 2 })
+	if metrics := get(t, b, "/metrics", nil); !strings.Contains(metrics, fmt.Sprintf("firsttoken_endpoint_cached_chunks{endpoint=%q} 0\n", engine)) {
+		t.Error("/metrics counts chunks that one rank does not hold")
+	}
+}
+
+// awaitStatus asks for /status until it is as wanted.
+func awaitStatus(t *testing.T, b bound, wanted func(status) bool) status {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		var view status
+		get(t, b, "/status", &view)
+		if wanted(view) {
+			return view
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("/status stays at %+v", view)
 		}
 	}
 }
