@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"                               //nolint:depguard // The test plays Envoy.
-	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3" //nolint:depguard // The test plays Envoy.
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"                       //nolint:depguard // The test plays Envoy.
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
