@@ -25,7 +25,7 @@ const (
 	thinkMax      = 1500 * time.Millisecond
 
 	burstRequests = 12
-	burstGap      = 30 * time.Millisecond // mean
+	burstGap      = 50 * time.Millisecond // mean
 	burstWords    = 1500
 	burstOwnWords = 120
 )
