@@ -17,6 +17,8 @@ type engine struct {
 	// hold, when set, is called before the first token; the answer's headers
 	// have left by then.
 	hold func(r *http.Request)
+	// pause, when set, is called after the first token.
+	pause func()
 	// refuse, when set, is the status of every answer.
 	refuse int
 
@@ -81,6 +83,9 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		fmt.Fprintf(w, "data: {\"choices\":[{\"index\":0,\"text\":\"%d\"}]}\n\n", i)
 		_ = http.NewResponseController(w).Flush()
+		if i == 0 && e.pause != nil {
+			e.pause()
+		}
 	}
 	fmt.Fprint(w, "data: [DONE]\n\n")
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -30,6 +31,16 @@ const bodyLimit = 8 << 20
 // startService serves a pool of engines until the test ends.
 func startService(t *testing.T, policy string, engines ...*engine) *service {
 	t.Helper()
+	l, err := extproc.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startServiceOn(t, l, policy, engines...)
+}
+
+// startServiceOn serves on l.
+func startServiceOn(t *testing.T, l net.Listener, policy string, engines ...*engine) *service {
+	t.Helper()
 	picker, err := scoring.NewPicker(scoring.Config{Policy: policy, DecodingAge: time.Minute}, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
@@ -42,10 +53,6 @@ func startService(t *testing.T, policy string, engines ...*engine) *service {
 		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(prometheus.NewRegistry()),
 		Log: slog.New(slog.DiscardHandler), Observer: s.events, Probe: s.events.probe,
 	})
-	l, err := extproc.Listen(t.Context(), "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.address = l.Addr().String()
 	server.SetReady(true)
 	served := make(chan error, 1)
