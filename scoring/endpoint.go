@@ -40,6 +40,34 @@ type CacheIdentity struct {
 	WorkerPort int
 	// Group names the chunk-key settings of this engine; empty: the model's.
 	Group string
+	// Events is where the engine publishes its KV cache events.
+	Events EventFeed
+}
+
+// EventFeed is where an engine publishes its KV cache events, in the words of
+// its own settings. Without Endpoint it publishes none.
+type EventFeed struct {
+	// Endpoint is the ZeroMQ address of rank 0, tcp://host:port; the host *
+	// stands for the engine's own address, or where Bind, for any of ours.
+	Endpoint string
+	// Replay is where missed events are asked for, in the same form; empty:
+	// nowhere.
+	Replay string
+	// Topic is what the engine publishes under; empty: anything.
+	Topic string
+	// Bind: the engine connects to Endpoint, which is ours.
+	Bind bool
+	// Ranks is the number of data-parallel ranks, each with a cache of its own
+	// and one port up from the one before. 0: 1.
+	Ranks int
+	// Capacity bounds what is believed of each rank.
+	Capacity TierCapacity
+}
+
+// TierCapacity is how many tokens each tier of an engine's cache holds. 0: no
+// bound.
+type TierCapacity struct {
+	GPU, CPU, Storage Tokens
 }
 
 // Serves reports whether the endpoint may be sent a request for model. An

@@ -60,7 +60,7 @@ func leadingShared(p *Prompt) []Tokens {
 		ids = ids[:min(len(ids), int(p.Sequences[i].Usable))]
 		chain, leading := uint64(0), true
 		for end := sharedBlock; end <= len(ids); end += sharedBlock {
-			chain = chainBlock(chain, ids[end-sharedBlock:end])
+			chain = ChainBlock(chain, ids[end-sharedBlock:end])
 			if _, ok := seen[chain]; ok && leading {
 				shared[i] = Tokens(end)
 				continue
@@ -72,9 +72,12 @@ func leadingShared(p *Prompt) []Tokens {
 	return shared
 }
 
-// chainBlock hashes a block together with everything before it. A collision
-// would only misjudge one request's work, so 64 bits of mixing are plenty.
-func chainBlock(prev uint64, ids []uint32) uint64 {
+// ChainBlock hashes a block of token ids together with everything before it:
+// prev is the hash of the block before, 0 for the first. Two prompts with the
+// same hash at the same block size share all tokens up to there. The hash is
+// our own, independent of any engine's; a collision would misjudge one
+// request's work, so 64 bits of mixing are plenty.
+func ChainBlock(prev uint64, ids []uint32) uint64 {
 	h := prev ^ 0x9e3779b97f4a7c15
 	for _, id := range ids {
 		h ^= uint64(id)

@@ -5,6 +5,7 @@ package zmq
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,6 +167,7 @@ func translate(op string, err error) error {
 // Poller waits for messages on several sockets. All methods but Wake belong to
 // the goroutine that owns the sockets.
 type Poller struct {
+	// poller waits on inner first, then on sockets in their order.
 	poller  *zmq4.Poller
 	sockets []*Socket
 	inner   *zmq4.Socket
@@ -179,7 +181,7 @@ type Poller struct {
 
 // NewPoller waits on sockets, all of this context. Close it before them.
 func (c *Context) NewPoller(sockets ...*Socket) (*Poller, error) {
-	p := &Poller{poller: zmq4.NewPoller(), sockets: sockets}
+	p := &Poller{poller: zmq4.NewPoller(), sockets: slices.Clone(sockets)}
 	name := fmt.Sprintf("inproc://waker-%d", c.wakers.Add(1))
 	var err error
 	if p.inner, err = c.ctx.NewSocket(zmq4.PAIR); err != nil {
@@ -193,11 +195,28 @@ func (c *Context) NewPoller(sockets ...*Socket) (*Poller, error) {
 		_ = p.Close()
 		return nil, fmt.Errorf("zmq poller: %w", err)
 	}
-	for _, s := range sockets {
+	p.poller.Add(p.inner, zmq4.POLLIN)
+	for _, s := range p.sockets {
 		p.poller.Add(s.soc, zmq4.POLLIN)
 	}
-	p.poller.Add(p.inner, zmq4.POLLIN)
 	return p, nil
+}
+
+// Add waits on one more socket of this context from the next Poll on.
+func (p *Poller) Add(s *Socket) {
+	p.sockets = append(p.sockets, s)
+	p.poller.Add(s.soc, zmq4.POLLIN)
+}
+
+// Remove waits on s no longer; a socket must be removed before it is closed. One
+// that is not waited on is ignored.
+func (p *Poller) Remove(s *Socket) {
+	i := slices.Index(p.sockets, s)
+	if i < 0 {
+		return
+	}
+	p.sockets = slices.Delete(p.sockets, i, i+1)
+	_ = p.poller.Remove(i + 1) // The only error is an index out of range.
 }
 
 // Poll waits until a socket has a message, Wake is called or the timeout has
@@ -216,8 +235,8 @@ func (p *Poller) Poll(timeout time.Duration) ([]*Socket, error) {
 		if item.Events&zmq4.POLLIN == 0 {
 			continue
 		}
-		if i < len(p.sockets) {
-			ready = append(ready, p.sockets[i])
+		if i > 0 {
+			ready = append(ready, p.sockets[i-1])
 			continue
 		}
 		_, err := p.inner.RecvBytes(zmq4.DONTWAIT)

@@ -210,6 +210,55 @@ func TestWakeIsNeverLost(t *testing.T) {
 	wakers.Wait()
 }
 
+func TestPollerFollowsAddAndRemove(t *testing.T) {
+	ctx := newContext(t)
+	sockets := make([]*zmq.Socket, 3)
+	pushes := make([]*zmq.Socket, 3)
+	for i := range sockets {
+		sockets[i], pushes[i] = open(t, ctx, zmq.Pull, zmq.Options{}), open(t, ctx, zmq.Push, zmq.Options{})
+		connect(t, pushes[i], bind(t, sockets[i]))
+	}
+	p, err := ctx.NewPoller(sockets[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	// turn lets one socket have a message and returns who is found ready.
+	turn := func(i int) []*zmq.Socket {
+		send(t, pushes[i], "x")
+		ready, err := p.Poll(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range ready {
+			if _, err := s.Recv(); err != nil {
+				t.Errorf("ready, but %v", err)
+			}
+		}
+		return ready
+	}
+	want := func(i int) {
+		t.Helper()
+		if ready := turn(i); len(ready) != 1 || ready[0] != sockets[i] {
+			t.Errorf("socket %d has a message, %d others are ready", i, len(ready))
+		}
+	}
+	p.Add(sockets[1])
+	p.Add(sockets[2])
+	for i := range sockets {
+		want(i)
+	}
+	p.Remove(sockets[1])
+	p.Remove(sockets[1])
+	want(0)
+	want(2)
+	send(t, pushes[1], "unseen")
+	p.Wake()
+	if ready, err := p.Poll(patience); err != nil || len(ready) != 0 {
+		t.Errorf("a removed socket is ready: %v %v", ready, err)
+	}
+}
+
 func TestWakeAfterCloseIsHarmless(t *testing.T) {
 	ctx := newContext(t)
 	p, err := ctx.NewPoller()

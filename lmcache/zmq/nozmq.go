@@ -40,6 +40,12 @@ func (*Socket) Send(...[]byte) error { return ErrNoZMQ }
 // Close does nothing.
 func (*Socket) Close() error { return nil }
 
+// Add does nothing.
+func (*Poller) Add(*Socket) {}
+
+// Remove does nothing.
+func (*Poller) Remove(*Socket) {}
+
 // Poll returns ErrNoZMQ.
 func (*Poller) Poll(time.Duration) ([]*Socket, error) { return nil, ErrNoZMQ }
 

@@ -1,0 +1,340 @@
+package kvevents
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/firsttoken/firsttoken/test/shared"
+)
+
+// golden is what the real kv_events.py of seven vLLM releases published.
+type golden struct {
+	Versions []struct {
+		Version string
+		Fields  map[string][]string
+		Events  []goldenEvent
+		Live    []goldenFrames
+	}
+}
+
+type goldenEvent struct {
+	Label      string
+	PayloadHex string `json:"payload_hex"`
+	Decoded    []json.RawMessage
+}
+
+type goldenFrames struct {
+	Socket   string
+	Frames   []string
+	StartSeq *uint64 `json:"start_seq"`
+}
+
+func readGolden(tb testing.TB) golden {
+	tb.Helper()
+	text, err := os.ReadFile(shared.File(tb, "golden", "vllm-kv-events.json"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var g golden
+	if err := json.Unmarshal(text, &g); err != nil {
+		tb.Fatal(err)
+	}
+	if len(g.Versions) != 7 {
+		tb.Fatalf("%d versions, want 7", len(g.Versions))
+	}
+	return g
+}
+
+func unhex(tb testing.TB, text string) []byte {
+	tb.Helper()
+	raw, err := hex.DecodeString(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return raw
+}
+
+// The events of every version in both forms, against what vLLM's own decoder
+// made of them.
+func TestDecodeGolden(t *testing.T) {
+	for _, v := range readGolden(t).Versions {
+		for _, record := range v.Events {
+			t.Run(v.Version+" "+record.Label, func(t *testing.T) {
+				var b batch
+				if err := b.decode(unhex(t, record.PayloadHex)); err != nil {
+					t.Fatal(err)
+				}
+				var at float64
+				var raw []json.RawMessage
+				unmarshal(t, record.Decoded[0], &at)
+				unmarshal(t, record.Decoded[1], &raw)
+				var want []event
+				for _, r := range raw {
+					want = append(want, wantEvent(t, v.Fields, r))
+				}
+				if at != b.time {
+					t.Errorf("time %v, want %v", b.time, at)
+				}
+				if diff := cmp.Diff(want, b.events, cmp.AllowUnexported(event{})); diff != "" {
+					t.Errorf("(-want +got)\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+func unmarshal(tb testing.TB, raw []byte, into any) {
+	tb.Helper()
+	if err := json.Unmarshal(raw, into); err != nil {
+		tb.Fatalf("%s: %v", raw, err)
+	}
+}
+
+// wantEvent is the event of a decoded record: a list after its tag, or an
+// object.
+func wantEvent(t *testing.T, fields map[string][]string, raw json.RawMessage) event {
+	t.Helper()
+	record := map[string]json.RawMessage{}
+	if raw[0] == '[' {
+		var list []json.RawMessage
+		unmarshal(t, raw, &list)
+		record["type"] = list[0]
+		var tag string
+		unmarshal(t, list[0], &tag)
+		for i, value := range list[1:] {
+			record[fields[tag][i]] = value
+		}
+	} else {
+		unmarshal(t, raw, &record)
+	}
+	e := event{medium: "gpu", foreign: -1}
+	for name, value := range record {
+		if string(value) == "null" {
+			continue
+		}
+		var s string
+		switch name {
+		case "type":
+			unmarshal(t, value, &s)
+			e.kind = map[string]kind{"BlockStored": kindStored, "BlockRemoved": kindRemoved, "AllBlocksCleared": kindCleared}[s]
+		case "block_hashes":
+			var list []json.RawMessage
+			unmarshal(t, value, &list)
+			for _, h := range list {
+				e.hashes = append(e.hashes, wantHash(t, h))
+			}
+		case "parent_block_hash":
+			e.parent, e.hasParent = wantHash(t, value), true
+		case "token_ids":
+			unmarshal(t, value, &e.tokens)
+		case "block_size":
+			unmarshal(t, value, &e.blockSize)
+		case "medium":
+			unmarshal(t, value, &s)
+			e.medium = strings.ToLower(s)
+		case "lora_id", "lora_name":
+			e.lora = true
+		case "extra_keys":
+			var list []json.RawMessage
+			unmarshal(t, value, &list)
+			for i, keys := range list {
+				if string(keys) != "null" && e.foreign < 0 {
+					e.foreign = i
+				}
+			}
+		case "group_idx":
+			unmarshal(t, value, &e.group)
+		case "kv_cache_spec_kind":
+			unmarshal(t, value, &e.spec)
+		case "kv_cache_spec_sliding_window":
+			unmarshal(t, value, &e.window)
+		case "locality", "ownership", "session_id", "lookahead_token_ids":
+		default:
+			t.Errorf("field %s is new", name)
+		}
+	}
+	return e
+}
+
+// wantHash is a hash as vLLM publishes it by default, whichever form it came
+// in: the low 64 bits.
+func wantHash(t *testing.T, raw json.RawMessage) uint64 {
+	t.Helper()
+	if raw[0] == '{' {
+		var digest struct{ Bytes string }
+		unmarshal(t, raw, &digest)
+		n, err := strconv.ParseUint(digest.Bytes[len(digest.Bytes)-16:], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n, err := strconv.ParseUint(strings.Trim(string(raw), `"`), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// The frames that went over the sockets of each version are read as what they
+// are, and each replay answers the question before it.
+func TestLiveFramesGolden(t *testing.T) {
+	for _, v := range readGolden(t).Versions {
+		if len(v.Live) == 0 {
+			continue // A record of hashes alone.
+		}
+		t.Run(v.Version, func(t *testing.T) {
+			published := map[uint64]string{}
+			var want []uint64 // of the replay under way
+			seen := map[string]int{}
+			for _, record := range v.Live {
+				frames := make([][]byte, len(record.Frames))
+				for i, f := range record.Frames {
+					frames[i] = unhex(t, f)
+				}
+				seen[record.Socket]++
+				switch record.Socket {
+				case "PUB->SUB":
+					seq, ok := sequence(frames[1])
+					if !ok || len(frames) != 3 {
+						t.Fatalf("frames %q", record.Frames)
+					}
+					published[seq] = record.Frames[2]
+					var b batch
+					if err := b.decode(frames[2]); err != nil {
+						t.Error(err)
+					}
+				case "replay request DEALER->ROUTER":
+					start, ok := sequence(frames[1])
+					if !ok || start != *record.StartSeq {
+						t.Fatalf("request %q", record.Frames)
+					}
+					want = nil
+					for seq := start; seq < 5; seq++ {
+						if seq >= 2 { // The buffer of three steps.
+							want = append(want, seq)
+						}
+					}
+				case "replay reply":
+					seq, payload, ok := replayFrames(frames)
+					if !ok {
+						t.Fatalf("reply %q", record.Frames)
+					}
+					if seq == endSequence {
+						if len(want) > 0 {
+							t.Errorf("the replay ended before %d", want)
+						}
+						continue
+					}
+					if len(want) == 0 || seq != want[0] || hex.EncodeToString(payload) != published[seq] {
+						t.Errorf("reply %d of %d: %x", seq, want, payload)
+					}
+					want = want[1:]
+				default:
+					t.Errorf("socket %s is new", record.Socket)
+				}
+			}
+			if len(seen) != 3 {
+				t.Errorf("saw %v", seen)
+			}
+		})
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, v := range readGolden(f).Versions {
+		for _, record := range v.Events {
+			f.Add(unhex(f, record.PayloadHex))
+		}
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		var b batch
+		if err := b.decode(payload); err != nil {
+			return
+		}
+		if at, ok := timestamp(payload); !ok || (at != b.time && at == at) {
+			t.Errorf("time %v, decoded %v", at, b.time)
+		}
+		if n := len(b.hashes) + len(b.tokens) + len(b.events); n > len(payload) {
+			t.Errorf("%d things in %d bytes", n, len(payload))
+		}
+		for i := range b.events {
+			e := &b.events[i]
+			if e.blockSize < 0 || e.blockSize > maxBlockSize || e.group < 0 || e.window < 0 || len(e.medium) > 4*maxName || e.medium == "" {
+				t.Errorf("%+v", e)
+			}
+		}
+		// Whatever it says, the index takes it.
+		ix := newIndex(Config{MaxBlocks: 100})
+		v := ix.open(1, feed(1))[0]
+		v.apply(&b, now)
+		v.apply(&b, now)
+		checkView(t, v)
+	})
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, payload := range map[string]string{
+		"nothing":            "",
+		"not a list":         "80",
+		"time alone":         "91cb41da454fb0200000",
+		"time is text":       "92a17490",
+		"events is a map":    "920080",
+		"event is a number":  "92009101",
+		"event without tag":  "92009190",
+		"map without type":   "92009181a16101",
+		"type is a number":   "92009181a474797065" + "01",
+		"cut short":          "920091" + "92ac426c6f636b52656d6f766564",
+		"too many hashes":    "920091" + "92ac426c6f636b52656d6f766564" + "ddffffffff",
+		"hash is text":       "920091" + "92ac426c6f636b52656d6f766564" + "91a161",
+		"negative token":     "920091" + "94ab426c6f636b53746f726564" + "9101" + "c0" + "91ff",
+		"negative size":      "920091" + "95ab426c6f636b53746f726564" + "9101" + "c0" + "9101" + "ff",
+		"something after it": "92009000",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b batch
+			if err := b.decode(unhex(t, payload)); err == nil {
+				t.Errorf("decoded: %+v", b)
+			}
+		})
+	}
+}
+
+// What a later vLLM may add does no harm.
+func TestDecodeSkipsTheUnknown(t *testing.T) {
+	for name, payload := range map[string]string{
+		"a fourth element":           "9400" + "91" + "91b0416c6c426c6f636b73436c6561726564" + "00" + "81a16101",
+		"two elements":               "9200" + "91" + "91b0416c6c426c6f636b73436c6561726564",
+		"a field more, array":        "9200" + "91" + "92b0416c6c426c6f636b73436c6561726564" + "9101",
+		"a field more, map":          "9200" + "91" + "82a474797065b0416c6c426c6f636b73436c6561726564" + "a16191c0",
+		"type at the end":            "9200" + "91" + "82a16191c0" + "a474797065b0416c6c426c6f636b73436c6561726564",
+		"an unknown event, too":      "9200" + "92" + "91b0416c6c426c6f636b73436c6561726564" + "93a141" + "01" + "a162",
+		"an unknown map, same names": "9200" + "92" + "81a474797065b0416c6c426c6f636b73436c6561726564" + "82a474797065a141" + "ac626c6f636b5f686173686573" + "a17a",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b batch
+			if err := b.decode(unhex(t, payload)); err != nil {
+				t.Fatal(err)
+			}
+			if b.events[0].kind != kindCleared || (len(b.events) > 1 && b.events[1].kind != kindOther) {
+				t.Errorf("%+v", b.events)
+			}
+		})
+	}
+}
+
+func fromBase64(tb testing.TB, text string) []byte {
+	tb.Helper()
+	raw, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return raw
+}

@@ -1,0 +1,321 @@
+package kvevents
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// view is what one rank of one endpoint is believed to hold, and the account
+// of how that came to be known.
+//
+// One goroutine writes (the subscriber's); mu keeps readers out for the blocks
+// of one event at most, in parts of lockedBlocks.
+type view struct {
+	capacity scoring.TierCapacity // set once
+	total    *atomic.Int64        // blocks of all views; shared
+	most     int64                // bounds total; set once
+
+	mu sync.RWMutex // guards the following fields
+	// known is true once the engine has told anything: from then on, what is
+	// not here is not cached there, as far as anybody can know.
+	known bool
+	// shelves are in order of their tier, the fastest first. At most maxShelves.
+	shelves []*shelf
+	account account
+}
+
+// account counts what happened to a view.
+type account struct {
+	lastBatch time.Time
+	batches   uint64
+	events    [kinds]uint64
+	badFrames uint64
+	ignored   uint64
+	gaps      uint64
+	restarts  uint64
+	replays   uint64
+	failed    uint64 // replays
+	cleared   map[string]uint64
+}
+
+// Why a view was cleared, besides the engine's own AllBlocksCleared.
+const (
+	clearedRestart = "restart"
+	clearedGap     = "gap"
+	clearedFrame   = "bad_frame"
+)
+
+const (
+	// lockedBlocks is how many blocks are worked on under one hold of the lock:
+	// some tens of microseconds.
+	lockedBlocks = 64
+	// maxShelves bounds the media times groups of one rank. Models have up to a
+	// handful of groups, engines three tiers.
+	maxShelves = 64
+)
+
+// apply does what the batch says.
+func (v *view) apply(b *batch, now time.Time) {
+	v.mu.Lock()
+	v.known = true
+	v.account.lastBatch = now
+	v.account.batches++
+	for i := range b.events {
+		v.account.events[b.events[i].kind]++
+	}
+	v.mu.Unlock()
+	for i := range b.events {
+		e := &b.events[i]
+		switch e.kind {
+		case kindStored:
+			v.store(e)
+		case kindRemoved:
+			v.remove(e)
+		case kindCleared:
+			v.mu.Lock()
+			v.dropLocked(func(s *shelf) bool { return s.medium == mediumGPU })
+			v.mu.Unlock()
+		case kindOther:
+		}
+	}
+}
+
+// clear forgets everything, for a reason that is counted.
+func (v *view) clear(reason string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.dropLocked(func(*shelf) bool { return true })
+	if v.account.cleared == nil {
+		v.account.cleared = make(map[string]uint64)
+	}
+	v.account.cleared[reason]++
+}
+
+// note changes the account.
+func (v *view) note(change func(*account)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	change(&v.account)
+}
+
+// settle says that all the engine has to tell was heard.
+func (v *view) settle() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.known = true
+}
+
+// dropLocked drops shelves. Caller must hold v.mu.
+func (v *view) dropLocked(which func(*shelf) bool) {
+	v.shelves = slices.DeleteFunc(v.shelves, func(s *shelf) bool {
+		if !which(s) {
+			return false
+		}
+		v.total.Add(-int64(len(s.blocks)))
+		return true
+	})
+}
+
+// store admits the blocks of one event.
+func (v *view) store(e *event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.shelfLocked(e.medium, e.group)
+	if s == nil {
+		v.account.ignored++
+		return
+	}
+	if e.spec != "" {
+		s.reach, s.window = reachOf(e.spec, e.window)
+	}
+	at := v.beginLocked(s, e)
+	for i, hash := range e.hashes {
+		if i > 0 && i%lockedBlocks == 0 {
+			v.mu.Unlock()
+			v.mu.Lock() // Nobody else changes shelves.
+		}
+		v.storeLocked(s, e, i, hash, &at)
+	}
+}
+
+// place is where in a prompt the blocks of an event have got to: the layout and
+// the chain of the block before; layout nil where that is not known.
+type place struct {
+	layout *layout
+	chain  uint64
+}
+
+// beginLocked finds where the event's first block begins. Caller must hold v.mu.
+func (v *view) beginLocked(s *shelf, e *event) place {
+	switch {
+	case e.lora:
+		return place{layout: foreign}
+	case e.blockSize == 0 || len(e.tokens) == 0:
+		return place{}
+	case !e.hasParent:
+		return place{layout: s.layout(e.blockSize, e.blockSize)}
+	}
+	parent := v.findLocked(s, e.parent)
+	switch {
+	case parent == nil || parent.layout == nil:
+		return place{}
+	case parent.layout == foreign:
+		return place{layout: foreign}
+	case parent.layout.grain != e.blockSize:
+		// A chain of blocks of another size cannot be gone on with.
+		return place{}
+	}
+	return place{s.layout(e.blockSize, e.blockSize), parent.chain}
+}
+
+// storeLocked admits block i of the event, which begins at the place and moves
+// it on. Caller must hold v.mu.
+func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
+	if e.foreign >= 0 && i >= e.foreign {
+		at.layout = foreign
+	}
+	b, added := s.admit(hash, e.blockSize)
+	switch end := (i + 1) * e.blockSize; {
+	case b.layout != nil:
+		// Told before, perhaps when more was known than now.
+	case at.layout == foreign:
+		s.identify(b, foreign, 0)
+	default:
+		// The same hash means the same content wherever it lies. Tiers that copy
+		// do not say what else is in it, so their word counts only for itself.
+		if twin := v.twinLocked(s, hash); twin != nil {
+			v.copyLocked(s, b, twin)
+		} else if at.layout != nil && end <= len(e.tokens) {
+			s.identify(b, at.layout, scoring.ChainBlock(at.chain, e.tokens[end-e.blockSize:end]))
+		}
+	}
+	switch {
+	case b.layout == nil:
+		at.layout = nil
+	case b.layout == foreign || b.layout.grain == e.blockSize:
+		*at = place{b.layout, b.chain}
+	}
+	if added {
+		v.total.Add(1)
+	}
+	for s.capacity > 0 && s.tokens > s.capacity || v.total.Load() > v.most && s.oldest != nil {
+		s.forget(s.oldest)
+		v.total.Add(-1)
+	}
+}
+
+// copyLocked identifies b by its twin in another tier. A block told with a
+// larger size stands for several of the twin's, the twin being the last of
+// them. Caller must hold v.mu.
+func (v *view) copyLocked(s *shelf, b, twin *block) {
+	if twin.layout == foreign {
+		s.identify(b, foreign, 0)
+		return
+	}
+	stride := int(b.size)
+	switch {
+	case stride == 0:
+		stride = twin.layout.stride
+		b.size = uint32(stride) //nolint:gosec // At most maxBlockSize.
+		s.tokens += scoring.Tokens(stride)
+	case stride%twin.layout.grain != 0:
+		return
+	}
+	if l := s.layout(twin.layout.grain, stride); l != nil {
+		s.identify(b, l, twin.chain)
+	}
+}
+
+// remove takes back one copy of each block of one event.
+func (v *view) remove(e *event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.findShelfLocked(e.medium, e.group)
+	if s == nil {
+		return
+	}
+	for i, hash := range e.hashes {
+		if i > 0 && i%lockedBlocks == 0 {
+			v.mu.Unlock()
+			v.mu.Lock() // Nobody else changes shelves.
+		}
+		if s.release(hash) {
+			v.total.Add(-1)
+		}
+	}
+}
+
+// findLocked is the block of that hash, in s or elsewhere. Caller must hold
+// v.mu.
+func (v *view) findLocked(s *shelf, hash uint64) *block {
+	if b := s.blocks[hash]; b != nil && b.layout != nil {
+		return b
+	}
+	return v.twinLocked(s, hash)
+}
+
+// twinLocked is a block of that hash outside s whose tokens are known, or
+// known to be foreign. Caller must hold v.mu.
+func (v *view) twinLocked(s *shelf, hash uint64) *block {
+	for _, other := range v.shelves {
+		if other == s {
+			continue
+		}
+		if b := other.blocks[hash]; b != nil && b.layout != nil {
+			return b
+		}
+	}
+	return nil
+}
+
+func (v *view) findShelfLocked(medium string, group int) *shelf {
+	for _, s := range v.shelves {
+		if s.group == group && s.medium == medium {
+			return s
+		}
+	}
+	return nil
+}
+
+// shelfLocked finds or makes a shelf; nil where there are too many. Caller must
+// hold v.mu.
+func (v *view) shelfLocked(medium string, group int) *shelf {
+	if s := v.findShelfLocked(medium, group); s != nil {
+		return s
+	}
+	if len(v.shelves) == maxShelves {
+		return nil
+	}
+	s := newShelf(medium, group, capacityOf(v.capacity, medium))
+	v.shelves = append(v.shelves, s)
+	slices.SortStableFunc(v.shelves, func(a, b *shelf) int {
+		return cmp.Or(cmp.Compare(tier(a.medium), tier(b.medium)), cmp.Compare(a.medium, b.medium), cmp.Compare(a.group, b.group))
+	})
+	return s
+}
+
+// tier orders media by the time that loading from them takes.
+func tier(medium string) int {
+	switch medium {
+	case mediumGPU:
+		return 0
+	case "cpu":
+		return 1
+	}
+	return 2
+}
+
+func capacityOf(c scoring.TierCapacity, medium string) scoring.Tokens {
+	switch medium {
+	case mediumGPU:
+		return c.GPU
+	case "cpu":
+		return c.CPU
+	}
+	return c.Storage
+}
