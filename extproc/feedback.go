@@ -33,11 +33,11 @@ func (s *Server) suspect(address string) {
 
 // firstToken takes in the first chunk of a good answer's body.
 func (s *Server) firstToken(r *scoring.Reservation, now time.Time) {
+	d := r.Decision() // with its token ids, which it keeps no longer than this
 	ttft, first := r.FirstToken(now)
 	if !first {
 		return
 	}
-	d := r.Decision()
 	s.metrics.ttft.Observe(ttft.Seconds())
 	if s.observer != nil {
 		s.observer.FirstToken(d, ttft)

@@ -189,12 +189,16 @@ func TestUnreadyIsNeverNamed(t *testing.T) {
 // and without a choice.
 func TestControlHeadersAreOurs(t *testing.T) {
 	for _, mode := range []filterv3.ProcessingMode_BodySendMode{none, streamed, buffered, duplex} {
-		for _, ready := range []bool{true, false} {
-			t.Run(mode.String(), func(t *testing.T) {
+		for _, kind := range []struct {
+			name    string
+			ready   bool
+			cluster string
+		}{{"choice", true, "c"}, {"choice without cluster", true, ""}, {"no choice", false, ""}} {
+			t.Run(mode.String()+" "+kind.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					endpoints := pool(2)
 					for i := range endpoints {
-						endpoints[i].Ready, endpoints[i].Cluster = ready, ""
+						endpoints[i].Ready, endpoints[i].Cluster = kind.ready, kind.cluster
 					}
 					f := newFixture(t, endpoints)
 					c := f.open(t, mode, none)
