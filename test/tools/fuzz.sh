@@ -13,5 +13,5 @@ echo "$targets" | while IFS= read -r line; do
 	file=${line%%:*}
 	name=${line##* }
 	echo "fuzz $(dirname "$file") $name for $time"
-	go test -run='^$' -fuzz="^$name\$" -fuzztime="$time" "$(dirname "$file")"
+	go test -run='^$' -fuzz="^$name\$" -fuzztime="$time" "$(dirname "$file")" </dev/null # stdin is the list
 done
