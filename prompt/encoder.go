@@ -305,11 +305,10 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	if name != "" || s == nil {
 		s = e.models[name]
 	}
-	switch {
-	case s == nil:
-		j.doc.release()
-		return nil, "", fallbackModel
-	case j.doc.shallow:
+	if s == nil {
+		s = unconfigured(name)
+	}
+	if j.doc.shallow {
 		j.doc.release()
 		return nil, "", fallbackTooLarge
 	}
@@ -333,6 +332,14 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 		return nil, "", fallback(got.Remote)
 	}
 	return e.encodeThere(ctx, s, j)
+}
+
+// unconfigured is a model of which only the name in the request is known: token
+// ids need no tokenizer, and for text there is the engine that serves it.
+func unconfigured(name string) *served {
+	s := &served{cfg: ModelConfig{Name: name}.withDefaults(), zone: time.Local}
+	s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))
+	return s
 }
 
 // encodeHere runs the model's encoding in a goroutine of its own, which keeps

@@ -189,11 +189,11 @@ func TestFallbacks(t *testing.T) {
 		ctx  context.Context
 		body string
 	}{
-		"model":     {t.Context(), `{"model":"other","prompt":"x"}`},
-		"refused":   {t.Context(), `{"prompt":""}`},
-		"too_large": {t.Context(), `{"model":"small","prompt":"` + strings.Repeat("a", 1000) + `"}`},
-		"deadline":  {cancelled, `{"prompt":"x"}`},
-		"embeds":    {t.Context(), `{"prompt_embeds":"x"}`},
+		"no_tokenizer": {t.Context(), `{"model":"other","prompt":"x"}`},
+		"refused":      {t.Context(), `{"prompt":""}`},
+		"too_large":    {t.Context(), `{"model":"small","prompt":"` + strings.Repeat("a", 1000) + `"}`},
+		"deadline":     {cancelled, `{"prompt":"x"}`},
+		"embeds":       {t.Context(), `{"prompt_embeds":"x"}`},
 	} {
 		p, err := e.Encode(try.ctx, prompt.Request{Path: completionPath, Body: []byte(try.body)})
 		if err != nil || p.Source != scoring.TokensEstimated || p.Length() < 1 || len(p.Sequences) == 0 {
@@ -304,6 +304,8 @@ func TestRemote(t *testing.T) {
 		{name: "old engine", path: chatPath, body: chat("remote", "old"), asked: "remote", ids: [][]uint32{{7, 8}}, usable: 2, source: scoring.TokensRemote},
 		{name: "list", path: completionPath, body: `{"model":"remote","prompt":["a","b"]}`, asked: "remote", ids: [][]uint32{{1, 2, 3}, {4}}, usable: 1, source: scoring.TokensRemote},
 		{name: "ids need nobody", path: completionPath, body: `{"model":"remote","prompt":[5,6]}`, ids: [][]uint32{{5, 6}}, usable: 2, source: scoring.TokensGiven},
+		{name: "not configured", path: chatPath, body: chat("adapter", "hi"), asked: "adapter", ids: [][]uint32{{1, 2, 3}}, usable: 3, source: scoring.TokensRemote},
+		{name: "ids of a model not configured", path: completionPath, body: `{"model":"adapter","prompt":[5,6]}`, ids: [][]uint32{{5, 6}}, usable: 2, source: scoring.TokensGiven},
 		{name: "harmony completes here", path: completionPath, body: `{"model":"harmony","prompt":"Hello"}`, source: scoring.TokensNative},
 		{name: "refused", path: chatPath, body: chat("remote", "refuse"), asked: "remote", source: scoring.TokensEstimated, fallback: "remote"},
 		{name: "slow", path: chatPath, body: chat("remote", "hang"), asked: "remote", source: scoring.TokensEstimated, fallback: "remote_slow"},

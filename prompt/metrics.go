@@ -43,7 +43,6 @@ const (
 	fallbackNone       fallback = ""
 	fallbackNotText    fallback = "not_text"    // a body in another encoding than UTF-8
 	fallbackMedia      fallback = "media_type"  // a content type that is not JSON
-	fallbackModel      fallback = "model"       // the model is not configured
 	fallbackTooLarge   fallback = "too_large"   // above max_input_bytes
 	fallbackRefused    fallback = "refused"     // the engine will refuse it too
 	fallbackFailed     fallback = "failed"      // the tokenizer or template failed

@@ -28,3 +28,29 @@ type CacheIndex interface {
 	// same as knowing that it holds nothing. The caller owns the result.
 	Match(p *Prompt, endpoints []Endpoint) [][]Match
 }
+
+// Fallback is a source that answers with first, and with second for the
+// endpoints that first knows nothing of.
+func Fallback(first, second CacheIndex) CacheIndex { return fallback{first, second} }
+
+type fallback struct{ first, second CacheIndex }
+
+func (f fallback) Match(p *Prompt, endpoints []Endpoint) [][]Match {
+	rows := f.first.Match(p, endpoints)
+	var (
+		unknown []Endpoint
+		at      []int
+	)
+	for i, row := range rows {
+		if row == nil {
+			unknown, at = append(unknown, endpoints[i]), append(at, i)
+		}
+	}
+	if len(unknown) == 0 {
+		return rows
+	}
+	for i, row := range f.second.Match(p, unknown) {
+		rows[at[i]] = row
+	}
+	return rows
+}

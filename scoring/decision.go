@@ -2,6 +2,7 @@ package scoring
 
 import (
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -88,6 +89,18 @@ func (d *Decision) Endpoint() Endpoint { return d.Candidates[0].Endpoint }
 
 // Estimate is the predicted time to first token at the chosen endpoint.
 func (d *Decision) Estimate() time.Duration { return d.Candidates[0].Estimate }
+
+// withoutTokenIDs is a copy that keeps every number and lets the token ids go.
+func (d *Decision) withoutTokenIDs() *Decision {
+	prompt := *d.Prompt
+	prompt.Sequences = slices.Clone(prompt.Sequences)
+	for i := range prompt.Sequences {
+		prompt.Sequences[i].TokenIDs, prompt.Sequences[i].Usable = nil, 0
+	}
+	light := *d
+	light.Prompt = &prompt
+	return &light
+}
 
 // Outcome says how a request ended. The values label metrics.
 type Outcome string

@@ -7,11 +7,11 @@ import "time"
 // what comes after the fact changes nothing. Safe for concurrent use.
 type Reservation struct {
 	ledger     *ledger   // set once in reserve
-	decision   *Decision // set once in reserve, immutable
 	dispatched time.Time // set once in reserve
 
 	// The following are guarded by ledger.mu.
-	state state
+	state    state
+	decision *Decision // what it points to is immutable
 	// account and candidate are where the booking is: nil once the endpoint is
 	// gone, or where an endpoint unknown to us serves the request.
 	account   *account
@@ -28,8 +28,14 @@ const (
 	ended
 )
 
-// Decision is what the booking belongs to.
-func (r *Reservation) Decision() *Decision { return r.decision }
+// Decision is what the booking belongs to. After the first token of a streamed
+// request its prompt has no token ids any more: nobody needs them, and a
+// booking may live on for as long as the answer does.
+func (r *Reservation) Decision() *Decision {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	return r.decision
+}
 
 // Endpoint is where the booking is now: the choice, or the endpoint that
 // served the request instead. Known is false where that endpoint is gone or
@@ -112,6 +118,7 @@ func (r *Reservation) FirstToken(now time.Time) (ttft time.Duration, first bool)
 		}
 	}
 	r.decodeLocked(now)
+	r.decision = r.decision.withoutTokenIDs()
 	return now.Sub(r.dispatched), true
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -42,6 +43,9 @@ type config struct {
 	// LMCache sets how engines report to us what they have cached, and how that
 	// becomes cached prefixes.
 	LMCache lmcacheConfig `yaml:"lmcache"`
+	// Memory stands in where nothing reports what an engine has cached: what
+	// was routed there is believed to be held.
+	Memory routed.Config `yaml:"memory"`
 }
 
 func defaultConfig() config {
@@ -53,6 +57,7 @@ func defaultConfig() config {
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig()},
+		Memory:    routed.DefaultConfig(),
 	}
 }
 
@@ -93,6 +98,7 @@ func (c config) validate() error {
 		discovery.ValidateEntries("endpoints", c.Endpoints),
 		c.Discovery.Validate("discovery"),
 		c.LMCache.Validate("lmcache"),
+		c.Memory.Validate("memory"),
 	}
 	for i, e := range c.Endpoints {
 		if _, ok := c.LMCache.Groups[e.LMCache.Group]; !ok && e.LMCache.Group != "" {

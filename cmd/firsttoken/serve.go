@@ -24,6 +24,7 @@ import (
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/zmq"
 	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -65,8 +66,11 @@ type service struct {
 	// controller and source are nil where LMCache is off or not built in.
 	controller *lmcache.Controller
 	source     *lmcache.Source
+	// memory stands in for endpoints that no other source knows.
+	memory *routed.Memory
 
 	picker  *scoring.Picker
+	observe observers
 	encoder *prompt.Encoder
 	watcher *discovery.Watcher
 	server  *extproc.Server
@@ -103,11 +107,12 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
-	var sources []scoring.CacheIndex
+	s.memory = routed.New(cfg.Memory)
+	var cached scoring.CacheIndex = s.memory
 	if s.source != nil {
-		sources = append(sources, s.source)
+		cached = scoring.Fallback(s.source, s.memory)
 	}
-	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, sources...); err != nil {
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, cached); err != nil {
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker))
@@ -130,12 +135,13 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
+	s.observe = observers{journal, s.memory}
 	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
 		Picker:   s.picker,
 		Encoder:  s.encoder,
 		Metrics:  extproc.NewMetrics(registry),
 		Log:      log,
-		Observer: journal,
+		Observer: s.observe,
 		Probe:    s.watcher.ProbeNow,
 	})
 	s.admin = &admin{registry: registry, journal: journal, status: s.status, log: log}
@@ -179,6 +185,7 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 			s.controller.DropInstance(instance)
 		}
 	}
+	s.memory.SetEndpoints(endpoints)
 	s.picker.SetEndpoints(endpoints)
 }
 
@@ -297,7 +304,7 @@ func (s *service) expire(ctx context.Context) error {
 			return nil
 		case now := <-ticker.C:
 			for _, r := range s.picker.Expire(now) {
-				s.admin.journal.Ended(r.Decision(), scoring.OutcomeExpired, "")
+				s.observe.Ended(r.Decision(), scoring.OutcomeExpired, "")
 			}
 		}
 	}

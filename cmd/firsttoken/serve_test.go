@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +126,14 @@ func get(t *testing.T, b bound, path string, into any) string {
 // destination header of the answer.
 func choose(t *testing.T, conn *grpc.ClientConn, body string) string {
 	t.Helper()
+	destination, _ := ask(t, conn, body)
+	return destination
+}
+
+// ask is choose that leaves the stream open: respond sends the first chunk of
+// the response and waits until the service has taken it in.
+func ask(t *testing.T, conn *grpc.ClientConn, body string) (destination string, respond func()) {
+	t.Helper()
 	stream, err := extprocv3.NewExternalProcessorClient(conn).Process(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -155,11 +164,15 @@ func choose(t *testing.T, conn *grpc.ClientConn, body string) string {
 	}})
 	for _, h := range answer.GetRequestBody().GetResponse().GetHeaderMutation().GetSetHeaders() {
 		if h.GetHeader().GetKey() == envoy.HeaderEndpoint {
-			return string(h.GetHeader().GetRawValue())
+			return string(h.GetHeader().GetRawValue()), func() {
+				send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseBody{
+					ResponseBody: &extprocv3.HttpBody{Body: []byte("data: {}\n\n")},
+				}})
+			}
 		}
 	}
 	t.Fatalf("no destination in %v", answer)
-	return ""
+	return "", nil
 }
 
 // The way of one request through everything that serve wires together.
@@ -219,6 +232,40 @@ func TestServe(t *testing.T) {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("/metrics has no %s", want)
 		}
+	}
+}
+
+// Engines that report nothing are believed to hold what was routed to them.
+func TestServeRemembersWhatItRouted(t *testing.T) {
+	models := `{"data":[{"id":"m"}]}`
+	cfg := defaultConfig()
+	cfg.LMCache.Enabled = false
+	cfg.Endpoints = []discovery.Entry{{Address: fakeEngine(t, models)}, {Address: fakeEngine(t, models)}, {Address: fakeEngine(t, models)}}
+	b := startService(t, cfg)
+	conn := dial(t, b.Listen)
+	awaitServing(t, conn)
+
+	turn := func(conversation, tokens int) string {
+		ids := make([]string, tokens)
+		for i := range ids {
+			ids[i] = strconv.Itoa(conversation*10_000 + i)
+		}
+		destination, respond := ask(t, conn, fmt.Sprintf(`{"model":"m","stream":true,"prompt":[%s]}`, strings.Join(ids, ",")))
+		respond()
+		address, _, _ := strings.Cut(destination, ",")
+		return address
+	}
+	var first []string
+	for conversation := range 8 {
+		first = append(first, turn(conversation, 300))
+	}
+	for conversation, want := range first {
+		if got := turn(conversation, 400); got != want {
+			t.Errorf("turn 2 of conversation %d went to %s, turn 1 to %s", conversation, got, want)
+		}
+	}
+	if metrics := get(t, b, "/metrics", nil); !strings.Contains(metrics, `firsttoken_decisions_total{reason="cached"} 8`) {
+		t.Error("not every second turn was chosen by what is cached")
 	}
 }
 
