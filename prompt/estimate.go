@@ -2,6 +2,7 @@ package prompt
 
 import (
 	"bytes"
+	"iter"
 
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -39,32 +40,103 @@ func estimate(path string, f *fields) []scoring.Sequence {
 	return sequences
 }
 
-// guess is the number of tokens in a value, from the strings in it. An inlined
-// file counts as one piece of media.
+// guess is the number of tokens in a value, from the strings in it, keys
+// included. A string that holds a file counts as one piece of media.
 func guess(v value) (n scoring.Tokens) {
 	if !v.present() {
 		return 0
 	}
-	if v.doc.shallow {
-		return scoring.Tokens(len(v.raw()) / bytesPerToken)
-	}
 	size := 0
-	for i := v.index; i < v.node().next; i++ {
-		if s := (value{v.doc, i}); s.kind() == kindString {
-			if raw := s.raw(); bytes.HasPrefix(raw, []byte("data:")) {
-				n += mediaTokens
-			} else {
-				size += len(raw)
-			}
+	for text := range v.strings() {
+		if inlined(text) {
+			n += mediaTokens
+		} else {
+			size += len(text)
 		}
 	}
 	return n + scoring.Tokens(size/bytesPerToken)
 }
 
+// strings are the inner texts of all strings in a value, not unescaped. Those of
+// a shallow document are not on its tape and are looked for in its text, where
+// only strings have quotes.
+func (v value) strings() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if v.kind() == kindString || !v.doc.shallow {
+			for i := v.index; i < v.node().next; i++ {
+				if s := (value{v.doc, i}); s.kind() == kindString && !yield(s.raw()) {
+					return
+				}
+			}
+			return
+		}
+		rest := v.raw()
+		for {
+			open := bytes.IndexByte(rest, '"')
+			if open < 0 {
+				return
+			}
+			rest = rest[open+1:]
+			end := closingQuote(rest)
+			if !yield(rest[:end]) {
+				return
+			}
+			rest = rest[end+1:]
+		}
+	}
+}
+
+// closingQuote is where the string ends that text begins inside of; parse has
+// checked that it does.
+func closingQuote(text []byte) int {
+	for i := 0; ; i++ {
+		i += bytes.IndexByte(text[i:], '"')
+		slashes := 0
+		for slashes < i && text[i-1-slashes] == '\\' {
+			slashes++
+		}
+		if slashes%2 == 0 {
+			return i
+		}
+	}
+}
+
+// base64Run is how many characters of base64 in a row make a file: no word, path
+// or identifier is as long.
+const base64Run = 512
+
+// inlined: the string is a file, as a data URL or, as input_audio has it, as bare
+// base64.
+func inlined(text []byte) bool {
+	if bytes.HasPrefix(text, []byte("data:")) {
+		return true
+	}
+	if len(text) < base64Run {
+		return false
+	}
+	letters, digits := false, false
+	for _, c := range text[:base64Run] {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
+			letters = true
+		case c >= '0' && c <= '9':
+			digits = true
+		case c != '+' && c != '/' && c != '=':
+			return false
+		}
+	}
+	return letters && digits
+}
+
 // guessPrompts is the length of each prompt of a completion.
 func guessPrompts(v value) []scoring.Tokens {
-	if v.kind() != kindArray || v.doc.shallow {
+	switch {
+	case v.kind() != kindArray:
 		return []scoring.Tokens{guess(v)}
+	case v.doc.shallow && bytes.IndexByte(v.raw(), '"') >= 0:
+		return []scoring.Tokens{guess(v)}
+	case v.doc.shallow:
+		return []scoring.Tokens{scoring.Tokens(bytes.Count(v.raw(), []byte(","))) + 1}
 	}
 	var lengths []scoring.Tokens
 	ids := scoring.Tokens(0)
