@@ -106,7 +106,7 @@ func readPrompts(v value) ([]givenPrompt, *RequestError) {
 	if bad.kind() == kindNone {
 		return []givenPrompt{{ids: ids}}, nil
 	}
-	lists := make([]givenPrompt, 0, n)
+	var lists []givenPrompt
 	for e := range v.elements() {
 		if e.kind() != kindArray {
 			return nil, misfit(".prompt.0", "int_type", "Input should be a valid integer", bad)
@@ -120,12 +120,16 @@ func readPrompts(v value) ([]givenPrompt, *RequestError) {
 	return lists, nil
 }
 
+// readTexts is false where an element is no string. Before it knows it allocates
+// nothing: most lists are ids, and long.
 func readTexts(v value, n int) ([]givenPrompt, bool) {
-	texts := make([]givenPrompt, 0, n)
 	for e := range v.elements() {
 		if e.kind() != kindString {
 			return nil, false
 		}
+	}
+	texts := make([]givenPrompt, 0, n)
+	for e := range v.elements() {
 		texts = append(texts, givenPrompt{text: e})
 	}
 	return texts, true

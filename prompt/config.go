@@ -9,8 +9,8 @@ import (
 
 // Config says which models are tokenized, how, and within which limits.
 type Config struct {
-	// Models are the models whose prompts are tokenized. A request for another
-	// model is routed with an estimated length and no cached prefix.
+	// Models are the models whose prompts are tokenized. For a request to another
+	// model the render endpoint of an engine that serves it is asked.
 	Models []ModelConfig `yaml:"models"`
 	// MaxConcurrent is the number of prompts rendered and tokenized at once; 0
 	// means one per CPU. Others wait, within their deadline.

@@ -1,6 +1,7 @@
 package prompt
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -80,6 +81,10 @@ func (t *turn) addContent() (media bool, err error) {
 			add(p)
 		}
 		media = media || p.kind == partMedia
+	}
+	if media && !t.list {
+		// In a joined text vLLM puts the placeholders before everything else.
+		slices.SortStableFunc(t.parts, func(a, b part) int { return cmp.Compare(a.textOrder(), b.textOrder()) })
 	}
 	return media, nil
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -252,7 +253,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 	}
 	p.Streamed, p.NoCache = f.streamed(), f.uncached(path)
 	j := job{path: path, body: r.Body, doc: d, fields: f}
-	j.tokenizable = !f.truncatePromptTokens.present() && (path == chatPath || f.prompt.kind() == kindString)
+	j.tokenizable = f.tokenizable(path)
 	return p, e.fill(ctx, p, j), nil
 }
 
@@ -324,7 +325,7 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	case err != nil:
 		e.log.Warn("prompt not tokenized", "model", s.cfg.Name, "error", err)
 		return nil, "", fallbackFailed
-	case got.Remote == RemoteNone && got.Prompts[0].Text == "" && j.path == completionPath:
+	case got.Remote == RemoteNone && !slices.ContainsFunc(got.Prompts, func(p EncodedPrompt) bool { return p.Text != "" }):
 		return got.Prompts, scoring.TokensGiven, fallbackNone
 	case got.Remote == RemoteNone:
 		return got.Prompts, scoring.TokensNative, fallbackNone

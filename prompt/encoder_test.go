@@ -308,6 +308,8 @@ func TestRemote(t *testing.T) {
 		{name: "ids of a model not configured", path: completionPath, body: `{"model":"adapter","prompt":[5,6]}`, ids: [][]uint32{{5, 6}}, usable: 2, source: scoring.TokensGiven},
 		{name: "harmony completes here", path: completionPath, body: `{"model":"harmony","prompt":"Hello"}`, source: scoring.TokensNative},
 		{name: "refused", path: chatPath, body: chat("remote", "refuse"), asked: "remote", source: scoring.TokensEstimated, fallback: "remote"},
+		{name: "effort", path: chatPath, body: `{"model":"remote","messages":[{"role":"user","content":"old"}],"reasoning_effort":"low"}`, asked: "remote", source: scoring.TokensEstimated},
+		{name: "documents", path: chatPath, body: `{"model":"remote","messages":[{"role":"user","content":"old"}],"documents":[{"text":"x"}]}`, asked: "remote", source: scoring.TokensEstimated},
 		{name: "slow", path: chatPath, body: chat("remote", "hang"), asked: "remote", source: scoring.TokensEstimated, fallback: "remote_slow"},
 		{name: "never ask", path: chatPath, body: chat("native", "hi"), source: scoring.TokensEstimated, fallback: "harmony"},
 	} {
@@ -393,6 +395,27 @@ func TestMedia(t *testing.T) {
 	}
 	if diff := cmp.Diff(before.Sequences[0].TokenIDs, s.TokenIDs[:certain]); diff != "" {
 		t.Errorf("the ids before the image (-want +got):\n%s", diff)
+	}
+}
+
+// TestMediaFirst: where the parts become one text, vLLM puts the image before it,
+// so that nothing of the message is certain.
+func TestMediaFirst(t *testing.T) {
+	model := smallModel()
+	model.ContentFormat = "string"
+	e := newEncoder(t, config(model), prompt.Options{})
+	const image = `{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}`
+	var usable []scoring.Tokens
+	for _, parts := range []string{image, image + `,{"type":"text","text":"look here"}`, `{"type":"text","text":"look here"},` + image} {
+		body := `{"messages":[{"role":"user","content":"first"},{"role":"user","content":[` + parts + `]}]}`
+		p, err := e.Encode(t.Context(), prompt.Request{Path: chatPath, Body: []byte(body)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		usable = append(usable, p.Sequences[0].Usable)
+	}
+	if usable[0] < 1 || usable[1] != usable[0] || usable[2] != usable[0] {
+		t.Errorf("usable %d, want three times the ids before the message", usable)
 	}
 }
 

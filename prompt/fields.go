@@ -111,6 +111,18 @@ func (f *fields) uncached(path string) bool {
 	return f.logprobs.present()
 }
 
+// tokenizable: an engine's /tokenize, which takes one prompt and knows neither
+// truncation, reasoning effort nor documents, gives the same ids as its render.
+func (f *fields) tokenizable(path string) bool {
+	if f.truncatePromptTokens.present() {
+		return false
+	}
+	if path == chatPath {
+		return !f.reasoningEffort.present() && !f.documents.present()
+	}
+	return f.prompt.kind() == kindString
+}
+
 // reader takes the fields that both kinds of request share, and keeps the first
 // fault.
 type reader struct{ fault *RequestError }

@@ -40,6 +40,15 @@ const (
 	markTwo mark = "~media"
 )
 
+// textOrder is the part's place where all parts become one text: 0 goes before
+// 1.
+func (p part) textOrder() int {
+	if p.kind == partMedia {
+		return 0
+	}
+	return 1
+}
+
 // str is the part's text as the template sees it.
 func (p part) str() string {
 	if p.kind == partMedia {
