@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -200,6 +202,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Request-Id", requestID(r))
 	}
 	methods, ok := s.routes[r.URL.Path]
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	if r.URL.Path != pathFaults && s.hang(r) {
 		return
 	}
@@ -214,7 +217,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		writeJSON(w, http.StatusMethodNotAllowed, map[string]string{"detail": "Method Not Allowed"})
 	default:
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		methods[r.Method](w, r)
 	}
 }
@@ -228,6 +230,12 @@ func (s *Server) hang(r *http.Request) bool {
 	if !hang {
 		return false
 	}
+	// Only past the end of the body does net/http see the client go.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return false // it will fail again where it is read
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	select {
 	case <-hung:
 		return false

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"runtime"
 	"strings"
@@ -443,6 +444,47 @@ func TestHangAnswersNothingUntilHealed(t *testing.T) {
 	}
 	if err := <-status; err != nil {
 		t.Errorf("after healing: %v", err)
+	}
+}
+
+// TestHungRequestsEndWithTheirClients: who hangs on a request with a body lets go
+// of it when the client does, and computes it once healed.
+func TestHungRequestsEndWithTheirClients(t *testing.T) {
+	r := start(t, config())
+	r.do("GET", "/health", "")
+	before := runtime.NumGoroutine()
+	if err := r.SetFaults(engine.Faults{Hang: true}); err != nil {
+		t.Fatal(err)
+	}
+	const request = "POST /v1/completions HTTP/1.1\r\nHost: e\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n" + `{"prompt":"x","max_tokens":1}`
+	var clients []net.Conn
+	for range 10 {
+		c, err := net.Dial("tcp", r.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte(request)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	eventually(t, "all requests hang", func() bool { return runtime.NumGoroutine() >= before+len(clients) })
+	stays := clients[0]
+	for _, c := range clients[1:] {
+		c.Close()
+	}
+	eventually(t, "those whose clients went are gone", func() bool { return runtime.NumGoroutine() <= before+2 })
+	if err := r.SetFaults(engine.Faults{}); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(stays), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Errorf("after healing: %s", answer.Status)
 	}
 }
 
