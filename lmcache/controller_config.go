@@ -145,6 +145,11 @@ func (c ControllerConfig) advertise(bound, ip string) string {
 	if addr, err := netip.ParseAddr(host); err == nil && !addr.IsUnspecified() {
 		return bound
 	}
+	// A worker may say anything: a host name would be looked up, while all others
+	// wait.
+	if _, err := netip.ParseAddr(ip); err != nil {
+		return ""
+	}
 	// Connecting a UDP socket sends nothing; it only asks the kernel which of
 	// our addresses the way to the worker begins at.
 	conn, err := net.Dial("udp", net.JoinHostPort(ip, "9")) //nolint:noctx // no packet, no wait: the ip is numeric

@@ -312,11 +312,13 @@ func TestControllerConfigNamesEveryFault(t *testing.T) {
 }
 
 func TestAdvertisedHeartbeatAddress(t *testing.T) {
-	for _, c := range []struct{ listen, advertise, want string }{
-		{"127.0.0.1:0", "", "127.0.0.1:PORT"},
-		{"*:0", "", "127.0.0.1:PORT"}, // the way to the worker at 127.0.0.1
-		{"*:0", "router.example", "router.example:PORT"},
-		{"*:0", "router.example:8500", "router.example:8500"},
+	const worker = "127.0.0.1"
+	for _, c := range []struct{ listen, advertise, worker, want string }{
+		{"127.0.0.1:0", "", worker, "127.0.0.1:PORT"},
+		{"*:0", "", worker, "127.0.0.1:PORT"}, // the way to the worker
+		{"*:0", "", "localhost", ""},          // names are not looked up
+		{"*:0", "router.example", worker, "router.example:PORT"},
+		{"*:0", "router.example:8500", worker, "router.example:8500"},
 	} {
 		cfg := lmcache.DefaultControllerConfig()
 		cfg.Pull, cfg.Reply, cfg.Heartbeat, cfg.AdvertiseHeartbeat = "127.0.0.1:0", "127.0.0.1:0", c.listen, c.advertise
@@ -325,7 +327,7 @@ func TestAdvertisedHeartbeatAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, port, _ := strings.Cut(ctl.Addresses().Heartbeat, ":")
-		if got, want := ctl.HeartbeatURL("127.0.0.1"), strings.ReplaceAll(c.want, "PORT", port); got != want {
+		if got, want := ctl.HeartbeatURL(c.worker), strings.ReplaceAll(c.want, "PORT", port); got != want {
 			t.Errorf("%+v: %q, want %q", c, got, want)
 		}
 		ctl.Close()

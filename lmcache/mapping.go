@@ -196,8 +196,10 @@ func (r *resolution) unclaimed(in Instance) string {
 	}
 	slices.SortFunc(ips, func(a, b netip.Addr) int { return cmp.Compare(r.endpoints[b], r.endpoints[a]) })
 	switch {
-	case len(ips) == 0:
+	case len(in.Workers) == 0:
 		return "it reports, but never registered, and no endpoint names it"
+	case len(ips) == 0:
+		return fmt.Sprintf("it registered from %q, which is no ip; name the instance for its endpoint", in.Workers[0].IP)
 	case r.endpoints[ips[0]] == 0:
 		return fmt.Sprintf("no endpoint has its ip %v; name the instance for its endpoint", ips)
 	case r.endpoints[ips[0]] > 1:

@@ -132,7 +132,7 @@ func TestMapInstances(t *testing.T) {
 			"no address, no ip",
 			[]string{"a 10.0.0.1:8000", "b somewhere"},
 			[]string{"x nowhere 9000 1", "y"},
-			"!a: no LMCache instance has registered !b: no LMCache instance has registered !x: it reports, but never !y: it reports, but never",
+			"!a: no LMCache instance has registered !b: no LMCache instance has registered !x: it registered from \"nowhere\", which is no ip !y: it reports, but never",
 		},
 		{
 			"nobody there",

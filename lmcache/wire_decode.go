@@ -171,7 +171,7 @@ func (r *reader) isEvict() bool {
 		return true
 	case "admit":
 	default:
-		r.fail("op_type %q, want admit or evict", kind)
+		r.fail("op_type %.40q, want admit or evict", kind)
 	}
 	return false
 }

@@ -81,11 +81,17 @@ func (r *reader) skip() {
 	}
 }
 
-func (r *reader) str() (s string) {
-	if r.err == nil {
-		s, r.b, r.err = msgp.ReadStringBytes(r.b)
+// maxString bounds names, addresses and reasons in bytes. Most are remembered,
+// logged and shown; real ones are below 300.
+const maxString = 4096
+
+func (r *reader) str() string {
+	s := r.name()
+	if len(s) > maxString {
+		r.fail("string of %d bytes, at most %d are taken", len(s), maxString)
+		return ""
 	}
-	return s
+	return string(s)
 }
 
 // isNil reads a nil if one is next.
