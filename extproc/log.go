@@ -38,7 +38,7 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 		c := &d.Candidates[i]
 		candidates = append(candidates, candidateLog{
 			Endpoint: c.Endpoint.Name, Cached: c.Cached, Work: c.Work, Queued: c.Queued,
-			Waiting: c.Waiting, Decoding: c.Decoding, Estimate: c.Estimate,
+			Waiting: c.Waiting, Decoding: c.Decoding, Estimate: c.Estimate.Seconds(),
 		})
 	}
 	log.LogAttrs(ctx, slog.LevelInfo, "decision",
@@ -47,7 +47,7 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 		slog.String("policy", d.Policy),
 		slog.String("endpoint", d.Endpoint().Name),
 		slog.String("reason", string(d.Reason)),
-		slog.Duration("estimate", d.Estimate()),
+		slog.Float64("estimate_seconds", d.Estimate().Seconds()),
 		slog.String("tokens_from", string(d.Prompt.Source)),
 		slog.Int("tokens", int(d.Prompt.Length())),
 		slog.Any("candidates", candidates),
@@ -62,5 +62,5 @@ type candidateLog struct {
 	Queued   scoring.Work   `json:"queued_work"`
 	Waiting  int            `json:"waiting"`
 	Decoding int            `json:"decoding"`
-	Estimate time.Duration  `json:"estimate_ns"`
+	Estimate float64        `json:"estimate_seconds"`
 }

@@ -35,7 +35,7 @@ func TestDecisionLog(t *testing.T) {
 			t.Errorf("%d lines in two seconds, want 3", n)
 		}
 		line, _, _ := strings.Cut(out.String(), "\n")
-		for _, want := range []string{f.decided[0].ID, `"reason":"turn"`, `"tokens":18`, `"cached_tokens":0`, `"queued_work":0`, "10.0.0.1:8000", "10.0.0.2:8000"} {
+		for _, want := range []string{f.decided[0].ID, `"reason":"turn"`, `"tokens":18`, `"cached_tokens":0`, `"queued_work":0`, `"estimate_seconds":`, "10.0.0.1:8000", "10.0.0.2:8000"} {
 			if !strings.Contains(line, want) {
 				t.Errorf("no %s in %s", want, line)
 			}

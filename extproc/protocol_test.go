@@ -439,6 +439,23 @@ func TestPlainAnswer(t *testing.T) {
 	})
 }
 
+// A path whose requests are not read may answer with thousands of events, each
+// of which would cost both sides as much as the first.
+func TestEventsOfOtherPaths(t *testing.T) {
+	for _, first := range []string{"data: {}\n\n", "event: response.created\n", ": ping\n\n"} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t, pool(2))
+			c := f.open(t, buffered, streamed)
+			c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/responses"))
+			c.one(t, reqBody("{plain}", true))
+			c.one(t, with(respBody(first, false), 200, f.decided[0].Endpoint().Address))
+			if c.isOpen() || len(f.tokens) != 0 || len(f.ends) != 0 {
+				t.Errorf("%q: open %v, first tokens %v, ends %v", first, c.isOpen(), f.tokens, f.ends)
+			}
+		})
+	}
+}
+
 // "With response headers SKIP the server never sees the status; an error
 // answer's body looks like a first token": response.code, the headers where
 // they come, or for streamed answers the shape tell.
@@ -545,6 +562,17 @@ func TestWhatTheStreamsEndMeans(t *testing.T) {
 			})
 		}
 	}
+	t.Run("an answer that may have no body, none seen", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t, pool(2))
+			c := f.open(t, buffered, streamed)
+			c.one(t, reqHeaders(true, ":method", "GET", ":path", "/health"))
+			c.close(errCancelled)
+			if want := []scoring.Outcome{scoring.OutcomeComplete}; !slices.Equal(f.outcomes(), want) {
+				t.Errorf("outcomes %v, want %v", f.outcomes(), want)
+			}
+		})
+	})
 	t.Run("undeclared, no response seen", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture(t, pool(2))

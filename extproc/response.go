@@ -32,6 +32,7 @@ func (st *stream) responseBody(msg *extprocv3.ProcessingRequest, b *extprocv3.Ht
 	st.respond(msg)
 	if len(b.GetBody()) > 0 && !st.begun {
 		st.begun = true
+		st.events = beginsEvents(b.GetBody())
 		st.firstChunk(now, msg, b.GetBody())
 	}
 	if b.GetEndOfStream() {
@@ -115,9 +116,16 @@ func (st *stream) finish() {
 
 // learned reports whether the rest of the response would tell nothing that the
 // access log does not: the first token is known, or nothing is booked. Answers
-// that are not streamed come in few chunks and are followed to their end.
+// that are not streamed come in few chunks and are followed to their end. Of
+// paths whose requests are not read, such as /v1/responses, the answer's own
+// shape tells which it is.
 func (st *stream) learned() bool {
-	return st.over || st.booking == nil || st.booking.Decision().Prompt.Streamed
+	return st.over || st.booking == nil || st.events || st.booking.Decision().Prompt.Streamed
+}
+
+// beginsEvents reports whether a body is a stream of server-sent events.
+func beginsEvents(body []byte) bool {
+	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:")) || bytes.HasPrefix(body, []byte(":"))
 }
 
 // attribute is the value of an attribute of the request or response, nil where

@@ -50,6 +50,7 @@ type stream struct {
 	// The following belong to the response.
 	responded bool // some of it was seen
 	begun     bool // a chunk with content was seen
+	events    bool // that chunk began a stream of events
 	over      bool // its end was seen
 }
 
@@ -125,7 +126,13 @@ func (st *stream) ended() {
 	if st.booking == nil || st.over {
 		return
 	}
-	switch st.dialect.streamEnd(st.responded) {
+	end := st.dialect.streamEnd(st.responded)
+	if end == endCut && !st.responded && !st.generation() {
+		// HEAD, /health and the like may be answered without a body, of which
+		// nothing is shown to us: not seeing one is no sign of a cut.
+		end = endOver
+	}
+	switch end {
 	case endSilent:
 	case endOver:
 		st.release(scoring.OutcomeComplete)
