@@ -44,7 +44,7 @@ demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and 
 	@bin/firsttoken demo --envoy .tools/envoy $(if $(KEEP),--keep)
 
 .PHONY: test
-test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache ## run all tests, real Envoy and LMCache included
+test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
 
@@ -101,6 +101,11 @@ vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for 
 .tools/stamp/lmcache: test/lmcache/setup.sh
 	@mkdir -p $(@D)
 	@test/lmcache/setup.sh
+	@touch $@
+
+.tools/stamp/kvevents: test/kvevents/setup.sh
+	@mkdir -p $(@D)
+	@test/kvevents/setup.sh
 	@touch $@
 
 # go-tool installs the program $(1) of the module and version $(2) under its

@@ -58,10 +58,14 @@ type Entry struct {
 	// aliases; empty: the engine is asked (/v1/models).
 	Models []string `yaml:"models"`
 	// Cluster is the Envoy cluster that holds this endpoint alone, for routes
-	// with cluster_header; empty: the name.
+	// with cluster_header; empty: the name. Where the host name has several
+	// addresses no cluster is told, only the address.
 	Cluster string `yaml:"cluster"`
 	// LMCache tells which LMCache instance the engine runs.
 	LMCache LMCacheEntry `yaml:"lmcache"`
+	// KVEvents tells where the engine publishes its KV cache events. A host name
+	// of several engines needs an endpoint with the host *, and no bind.
+	KVEvents KVEventsEntry `yaml:"kv_events"`
 }
 
 // LMCacheEntry says how LMCache reports of this engine are recognised. Where
@@ -147,6 +151,7 @@ func ValidateEntries(path string, entries []Entry) error {
 		}
 	}
 	faults = append(faults, doubledInstances(path, entries)...)
+	faults = append(faults, doubledFeeds(path, entries)...)
 	return errors.Join(faults...)
 }
 
@@ -168,7 +173,7 @@ func (e Entry) validate(path string) []error {
 	if p := e.LMCache.WorkerPort; p < 0 || p > 65535 {
 		faults = append(faults, fmt.Errorf("%s.lmcache.worker_port: is %d; write a port between 1 and 65535", path, p))
 	}
-	return faults
+	return append(faults, e.KVEvents.validate(path+".kv_events")...)
 }
 
 // doubledInstances finds LMCache instances that two entries claim: the keys of

@@ -160,6 +160,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		Ready:   !m.down,
 		Cache: scoring.CacheIdentity{
 			Instance: e.LMCache.Instance, WorkerPort: e.LMCache.WorkerPort, Group: e.LMCache.Group,
+			Events: e.KVEvents.feed(alone),
 		},
 	}
 	if len(e.Models) > 0 {
@@ -167,8 +168,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 	}
 	if !alone {
 		endpoint.Name += "@" + endpoint.Address
-		endpoint.Cluster += "@" + endpoint.Address
-		endpoint.Cache.Instance = ""
+		endpoint.Cluster, endpoint.Cache.Instance = "", ""
 	}
 	return endpoint
 }

@@ -5,7 +5,7 @@ import "fmt"
 // Config bounds what is remembered of the engines' events. Where each engine
 // publishes is told with its endpoint.
 type Config struct {
-	// MaxBlocks is the most blocks remembered over all endpoints, about 110
+	// MaxBlocks is the most blocks remembered over all endpoints, about 125
 	// bytes each. Past it, each endpoint's oldest go as its new ones come.
 	MaxBlocks int `yaml:"max_blocks"`
 }

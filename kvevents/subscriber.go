@@ -44,6 +44,7 @@ type Subscriber struct {
 	// replayTimeout is how long an engine may take for the next answer of a
 	// replay; set before Run.
 	replayTimeout time.Duration
+	closed        sync.Once
 	batch         batch // Run's
 	// listeners and replays find whose message a socket has; Run's.
 	listeners map[*zmq.Socket]*listener
@@ -107,10 +108,13 @@ func New(cfg Config, log *slog.Logger) (*Subscriber, error) {
 	}, nil
 }
 
-// Close frees the sockets of a Subscriber whose Run was not called.
+// Close frees the sockets of a Subscriber whose Run was not called. After Run
+// it does nothing.
 func (s *Subscriber) Close() {
-	_ = s.poller.Close()
-	_ = s.context.Close()
+	s.closed.Do(func() {
+		_ = s.poller.Close()
+		_ = s.context.Close()
+	})
 }
 
 // SetEndpoints tells which endpoints there are; those that publish events are

@@ -29,6 +29,22 @@ type CacheIndex interface {
 	Match(p *Prompt, endpoints []Endpoint) [][]Match
 }
 
+// Longest is a source that answers with the longest match that any of sources
+// has. It knows an endpoint if any of them does.
+func Longest(sources ...CacheIndex) CacheIndex { return longestOf(sources) }
+
+type longestOf []CacheIndex
+
+func (l longestOf) Match(p *Prompt, endpoints []Endpoint) [][]Match {
+	rows := make([][]Match, len(endpoints))
+	for _, source := range l {
+		for i, row := range source.Match(p, endpoints) {
+			rows[i] = longest(rows[i], row)
+		}
+	}
+	return rows
+}
+
 // Fallback is a source that answers with first, and with second for the
 // endpoints that first knows nothing of.
 func Fallback(first, second CacheIndex) CacheIndex { return fallback{first, second} }

@@ -38,7 +38,6 @@ var arrows = []arrow{
 	{"lmcache/zmq", nil, "a socket to frames, so that another ZeroMQ binding costs one package"},
 	{"lmcache", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
 	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth, fed by engines' own events"},
-	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
 	{"routed", []string{"scoring"}, "a source of cache truth; it remembers decisions and asks nobody"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},

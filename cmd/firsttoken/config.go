@@ -17,6 +17,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
@@ -43,6 +44,9 @@ type config struct {
 	// LMCache sets how engines report to us what they have cached, and how that
 	// becomes cached prefixes.
 	LMCache lmcacheConfig `yaml:"lmcache"`
+	// KVEvents sets what is remembered of the KV cache events that engines
+	// publish; endpoints[].kv_events says where.
+	KVEvents kvevents.Config `yaml:"kv_events"`
 	// Memory stands in where nothing reports what an engine has cached: what
 	// was routed there is believed to be held.
 	Memory routed.Config `yaml:"memory"`
@@ -57,6 +61,7 @@ func defaultConfig() config {
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig()},
+		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
 	}
 }
@@ -87,6 +92,11 @@ func (c config) asksForLMCache() bool {
 		slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.LMCache != discovery.LMCacheEntry{} })
 }
 
+// hasKVEvents reports whether any engine publishes events.
+func (c config) hasKVEvents() bool {
+	return slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.KVEvents.Endpoint != "" })
+}
+
 // validate joins all faults of all sections, each beginning with its path.
 func (c config) validate() error {
 	faults := []error{
@@ -98,6 +108,7 @@ func (c config) validate() error {
 		discovery.ValidateEntries("endpoints", c.Endpoints),
 		c.Discovery.Validate("discovery"),
 		c.LMCache.Validate("lmcache"),
+		c.KVEvents.Validate("kv_events"),
 		c.Memory.Validate("memory"),
 	}
 	for i, e := range c.Endpoints {
@@ -327,6 +338,9 @@ func (c config) summary() string {
 		}
 		if e.LMCache.Instance != "" {
 			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
+		}
+		if e.KVEvents.Endpoint != "" {
+			fmt.Fprintf(&b, ", KV events at %s", e.KVEvents.Endpoint)
 		}
 		b.WriteByte('\n')
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/zmq"
 	"github.com/firsttoken/firsttoken/prompt"
@@ -66,6 +67,8 @@ type service struct {
 	// controller and source are nil where LMCache is off or not built in.
 	controller *lmcache.Controller
 	source     *lmcache.Source
+	// events is nil where no engine publishes any.
+	events *kvevents.Subscriber
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
 
@@ -99,6 +102,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err := s.bindLMCache(registry); err != nil {
 		return nil, err
 	}
+	if err := s.subscribe(registry); err != nil {
+		return nil, err
+	}
 	if s.adminListener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Admin.Listen); err != nil {
 		return nil, fmt.Errorf("admin.listen: %w", err)
 	}
@@ -108,11 +114,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
 	s.memory = routed.New(cfg.Memory)
-	var cached scoring.CacheIndex = s.memory
-	if s.source != nil {
-		cached = scoring.Fallback(s.source, s.memory)
-	}
-	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, cached); err != nil {
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, s.cached()); err != nil {
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker))
@@ -173,6 +175,36 @@ func (s *service) bindLMCache(registry prometheus.Registerer) error {
 	return nil
 }
 
+// subscribe makes the subscriber of the engines' KV events, if any has them.
+func (s *service) subscribe(registry prometheus.Registerer) error {
+	if !s.cfg.hasKVEvents() {
+		return nil
+	}
+	events, err := kvevents.New(s.cfg.KVEvents, s.log)
+	if err != nil {
+		return fmt.Errorf("endpoints[].kv_events: %w; leave it out, or take a build with ZeroMQ", err)
+	}
+	s.events = events
+	kvevents.NewMetrics(registry, events)
+	return nil
+}
+
+// cached is all that is known of the engines' caches: the longest match that
+// anybody reports, and our own memory of the endpoints that nobody reports of.
+func (s *service) cached() scoring.CacheIndex {
+	var reports []scoring.CacheIndex
+	if s.source != nil {
+		reports = append(reports, s.source)
+	}
+	if s.events != nil {
+		reports = append(reports, s.events)
+	}
+	if len(reports) == 0 {
+		return s.memory
+	}
+	return scoring.Fallback(scoring.Longest(reports...), s.memory)
+}
+
 // publish hands the list of endpoints to everybody who needs it. The cache
 // source comes first: the picker asks it about the endpoints it was given. An
 // instance whose endpoint is gone, and no other's, is forgotten.
@@ -184,6 +216,9 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 			s.log.Info("endpoint of LMCache instance is gone; forgetting what it has cached", "instance", instance)
 			s.controller.DropInstance(instance)
 		}
+	}
+	if s.events != nil {
+		s.events.SetEndpoints(endpoints)
 	}
 	s.memory.SetEndpoints(endpoints)
 	s.picker.SetEndpoints(endpoints)
@@ -256,6 +291,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	if s.controller != nil {
 		group.Go(func() error { return s.controller.Run(beside) })
 	}
+	if s.events != nil {
+		group.Go(func() error { return s.events.Run(beside) })
+	}
 	group.Go(func() error { return s.watcher.Run(beside) })
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
@@ -315,6 +353,9 @@ func (s *service) expire(ctx context.Context) error {
 func (s *service) close() {
 	if s.controller != nil {
 		s.controller.Close()
+	}
+	if s.events != nil {
+		s.events.Close()
 	}
 	for _, l := range []net.Listener{s.adminListener, s.serverListener} {
 		if l != nil {

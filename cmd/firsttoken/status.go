@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -21,6 +22,9 @@ type status struct {
 	SecondsPerWork map[string]float64 `json:"seconds_per_work"`
 	// LMCache is null where the controller is not hosted.
 	LMCache *lmcacheStatus `json:"lmcache"`
+	// KVEvents has a row for each rank of each endpoint that publishes events;
+	// null where none does.
+	KVEvents []kvevents.Status `json:"kv_events"`
 }
 
 // lmcacheStatus is what is known of the engines' caches.
@@ -91,6 +95,9 @@ func (s *service) status() status {
 		for _, u := range mapping.Unmapped {
 			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
 		}
+	}
+	if s.events != nil {
+		view.KVEvents = s.events.Status()
 	}
 	for _, e := range s.watcher.Status() {
 		o := owed[e.Endpoint.ID]
