@@ -142,6 +142,9 @@ func TestSeveralAddressesOfOneName(t *testing.T) {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	for _, e := range r.endpoints() {
+		if e.Cluster != "" {
+			t.Errorf("%s: cluster %q, which holds the others too", e.Name, e.Cluster)
+		}
 		if e.Cache != (scoring.CacheIdentity{WorkerPort: 7, Group: "g"}) {
 			t.Errorf("%s: cache identity %+v; one instance cannot be two engines", e.Name, e.Cache)
 		}

@@ -137,8 +137,7 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 		GrpcService: grpcService(),
 		// A service that is down costs the choice, never the request.
 		FailureModeAllow: true,
-		// Above the service's own decision deadline of 0.5 s.
-		MessageTimeout: durationpb.New(time.Second),
+		MessageTimeout:   durationpb.New(c.DecisionDeadline + deadlineMargin),
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:  extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:    extprocv3.ProcessingMode_BUFFERED,
@@ -168,7 +167,8 @@ func accessLogService() *alsv3.HttpGrpcAccessLogConfig {
 }
 
 // routes send everything to the pool; in the cluster_header variant only what
-// no choice was made for.
+// no choice was made for, or a choice without a cluster of its own: one of
+// several addresses of a name.
 func (c Config) routes() *routev3.RouteConfiguration {
 	pool := c.route("pool", nil)
 	pool.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: clusterPool}

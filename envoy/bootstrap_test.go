@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -17,7 +18,7 @@ var update = flag.Bool("update", false, "rewrite the files in testdata")
 // example is a config with an address, a name and an https endpoint.
 func example() envoy.Config {
 	return envoy.Config{
-		Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: "127.0.0.1:9002", BodyLimit: 32 << 20, Route: envoy.RouteOverrideHost,
+		Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: "127.0.0.1:9002", BodyLimit: 32 << 20, DecisionDeadline: 500 * time.Millisecond, Route: envoy.RouteOverrideHost,
 		Endpoints: []envoy.Endpoint{
 			{Address: "10.0.0.1:8000"}, {Address: "[2001:db8::1]:8000"}, {Address: "engine.example.com:443", TLS: true, Cluster: "far"},
 		},
@@ -58,7 +59,7 @@ func TestBootstrapFaults(t *testing.T) {
 		change func(*envoy.Config)
 		want   []string
 	}{
-		{"nothing set", func(c *envoy.Config) { *c = envoy.Config{} }, []string{"listen: ", "admin: ", "service: ", "body limit: ", "route: ", "endpoints: "}},
+		{"nothing set", func(c *envoy.Config) { *c = envoy.Config{} }, []string{"listen: ", "admin: ", "service: ", "decision deadline: ", "body limit: ", "route: ", "endpoints: "}},
 		{"no port", func(c *envoy.Config) { c.Listen = "0.0.0.0" }, []string{`listen: "0.0.0.0" is no address`}},
 		{"named port", func(c *envoy.Config) { c.Service = "host:grpc" }, []string{`service: "host:grpc" has no numeric port`}},
 		{"bad endpoint", func(c *envoy.Config) { c.Endpoints[1].Address = "x" }, []string{`endpoint: "x" is no address`}},

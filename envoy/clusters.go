@@ -25,7 +25,7 @@ const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOpti
 // it each engine alone.
 func (c Config) clusters() []*clusterv3.Cluster {
 	pool := c.engineCluster(clusterPool, c.Endpoints)
-	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{c.poolPolicy()}}
+	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{poolPolicy()}}
 	clusters := []*clusterv3.Cluster{c.serviceCluster(), pool}
 	if c.Route == RouteClusterHeader {
 		for _, e := range c.Endpoints {
@@ -44,6 +44,7 @@ func (c Config) serviceCluster() *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 clusterService,
 		ClusterDiscoveryType: discoveryType(c.Service),
+		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
 		ConnectTimeout:       durationpb.New(250 * time.Millisecond),
 		CircuitBreakers:      withoutLimits(),
 		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
@@ -67,7 +68,9 @@ func (c Config) serviceCluster() *clusterv3.Cluster {
 	}
 }
 
-// engineCluster is a cluster of engines.
+// engineCluster is a cluster of engines. Names are resolved as the service does,
+// IPv6 only where there is nothing else: of a choice that it does not hold the
+// balancer takes no notice.
 func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Cluster {
 	var addresses []string
 	var members []*endpointv3.LbEndpoint
@@ -83,6 +86,7 @@ func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Clus
 	return &clusterv3.Cluster{
 		Name:                   name,
 		ClusterDiscoveryType:   discoveryType(addresses...),
+		DnsLookupFamily:        clusterv3.Cluster_V4_PREFERRED,
 		ConnectTimeout:         durationpb.New(time.Second),
 		CircuitBreakers:        withoutLimits(),
 		CommonLbConfig:         &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
@@ -105,11 +109,8 @@ func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Clus
 
 // poolPolicy obeys the choice; without one the engine with the fewest requests
 // of this Envoy is taken.
-func (c Config) poolPolicy() *clusterv3.LoadBalancingPolicy_Policy {
+func poolPolicy() *clusterv3.LoadBalancingPolicy_Policy {
 	least := policy("envoy.load_balancing_policies.least_request", &leastv3.LeastRequest{})
-	if c.Route == RouteClusterHeader {
-		return least
-	}
 	return policy("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
 		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{
 			{Header: HeaderEndpoint},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Config is what a bootstrap is made of.
@@ -15,6 +16,9 @@ type Config struct {
 	Listen, Admin string
 	// Service is where the service listens: host:port, or unix:/path.
 	Service string
+	// DecisionDeadline is the service's own, above zero. Envoy's patience is set
+	// above it, so that a choice which comes late is not lost.
+	DecisionDeadline time.Duration
 	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
 	// so that the client of too long a body gets the service's answer.
 	BodyLimit int
@@ -61,6 +65,10 @@ const (
 // systemAuthorities is where Debian and its relatives keep them.
 const systemAuthorities = "/etc/ssl/certs/ca-certificates.crt"
 
+// deadlineMargin is the time for a body to reach the service, for what it does
+// after its deadline, and for its answer.
+const deadlineMargin = 500 * time.Millisecond
+
 // bodyLimitMargin keeps Envoy's own limit above the service's.
 const bodyLimitMargin = 1 << 20
 
@@ -84,6 +92,9 @@ func (c Config) validate() error {
 		if _, _, err := splitAddress(c.Service); err != nil {
 			faults = append(faults, fmt.Errorf("service: %w", err))
 		}
+	}
+	if c.DecisionDeadline <= 0 {
+		faults = append(faults, fmt.Errorf("decision deadline: is %s; write the service's own", c.DecisionDeadline))
 	}
 	if c.BodyLimit <= 0 {
 		faults = append(faults, fmt.Errorf("body limit: is %d; write the number of bytes that the service takes", c.BodyLimit))

@@ -18,7 +18,7 @@ type Endpoint struct {
 	// Address is what Envoy dials, always "ip:port" (IPv6 in brackets).
 	Address string
 	// Cluster names the Envoy cluster that holds this endpoint alone; it is
-	// what a cluster_header route is told.
+	// what a cluster_header route is told. Empty: no cluster does.
 	Cluster string
 	// Models are the names that the engine serves, the first is its own name,
 	// the others are aliases. Empty: not known yet, the endpoint is then a

@@ -75,7 +75,7 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 		return errors.New("--route override-host needs server.destination_header or server.destination_metadata: true in the service's configuration")
 	}
 	proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
-	proxy.BodyLimit = cfg.Server.BodyLimit
+	proxy.BodyLimit, proxy.DecisionDeadline = cfg.Server.BodyLimit, cfg.Server.DecisionDeadline
 	proxy.CAFile, proxy.SkipVerify = cfg.Discovery.TLS.CAFile, cfg.Discovery.TLS.SkipVerify
 	for _, e := range cfg.Endpoints {
 		endpoint, err := endpointForEnvoy(e)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -21,7 +22,8 @@ func TestEnvoyValidatesBootstrap(t *testing.T) {
 		for _, service := range []string{"127.0.0.1:9002", "firsttoken.example.com:9002", "unix:/run/firsttoken/extproc.sock"} {
 			t.Run(string(route)+" "+service, func(t *testing.T) {
 				config, err := envoy.Bootstrap(envoy.Config{
-					Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: service, BodyLimit: 32 << 20, Route: route, SkipVerify: true,
+					Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: service, Route: route, SkipVerify: true,
+					BodyLimit: 32 << 20, DecisionDeadline: 500 * time.Millisecond,
 					Endpoints: []envoy.Endpoint{
 						{Address: "10.0.0.1:8000"}, {Address: "[2001:db8::1]:8000"}, {Address: "engine.example.com:443", TLS: true, Cluster: "far"},
 					},

@@ -81,7 +81,7 @@ func endpoints(engines []*engine) []scoring.Endpoint {
 
 // config is the Envoy config for a service and its engines.
 func config(s *service, engines ...*engine) envoy.Config {
-	c := envoy.Config{Service: s.address, BodyLimit: bodyLimit, Route: envoy.RouteOverrideHost}
+	c := envoy.Config{Service: s.address, BodyLimit: bodyLimit, DecisionDeadline: extproc.DefaultConfig().DecisionDeadline, Route: envoy.RouteOverrideHost}
 	for _, e := range engines {
 		c.Endpoints = append(c.Endpoints, envoy.Endpoint{Address: e.address, Cluster: "engine-" + e.address})
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/extproc"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 )
 
@@ -122,9 +123,10 @@ func (s *stack) startService(ctx context.Context, o Options, policy string) (ann
 // startEnvoy starts Envoy with the configuration that firsttoken envoy
 // bootstrap prints, and asks it which port it got.
 func (s *stack) startEnvoy(ctx context.Context, o Options, service, dir string) error {
+	limits := extproc.DefaultConfig()
 	cfg := envoy.Config{
 		Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Service: service,
-		BodyLimit: bodyLimit, Route: envoy.RouteOverrideHost,
+		BodyLimit: limits.BodyLimit, DecisionDeadline: limits.DecisionDeadline, Route: envoy.RouteOverrideHost,
 	}
 	for _, address := range s.engines {
 		cfg.Endpoints = append(cfg.Endpoints, envoy.Endpoint{Address: address})
@@ -151,9 +153,6 @@ func (s *stack) startEnvoy(ctx context.Context, o Options, service, dir string) 
 		return err
 	})
 }
-
-// bodyLimit is what the service takes where nothing else is said.
-const bodyLimit = 32 << 20
 
 // envoyListener is the address of Envoy's one listener.
 func (s *stack) envoyListener(ctx context.Context, admin string) (string, error) {
