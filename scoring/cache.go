@@ -1,5 +1,7 @@
 package scoring
 
+import "slices"
+
 // Match is what one endpoint holds of one sequence.
 type Match struct {
 	// Cached is the number of leading tokens held without a gap.
@@ -30,7 +32,8 @@ type CacheIndex interface {
 }
 
 // Longest is a source that answers with the longest match that any of sources
-// has. It knows an endpoint if any of them does.
+// has, the fastest first: what an earlier one holds counts as held there, and
+// a later one goes on from its end. It knows an endpoint if any of them does.
 func Longest(sources ...CacheIndex) CacheIndex { return longestOf(sources) }
 
 type longestOf []CacheIndex
@@ -39,10 +42,30 @@ func (l longestOf) Match(p *Prompt, endpoints []Endpoint) [][]Match {
 	rows := make([][]Match, len(endpoints))
 	for _, source := range l {
 		for i, row := range source.Match(p, endpoints) {
-			rows[i] = longest(rows[i], row)
+			if rows[i] == nil {
+				rows[i] = row
+				continue
+			}
+			for q := range row {
+				rows[i][q] = rows[i][q].goOn(row[q])
+			}
 		}
 	}
 	return rows
+}
+
+// goOn is m, and from its end on what next holds.
+func (m Match) goOn(next Match) Match {
+	if next.Cached <= m.Cached {
+		return m
+	}
+	spans := slices.Clip(m.Spans)
+	for _, s := range next.Spans {
+		if s.End > m.Cached {
+			spans = append(spans, s)
+		}
+	}
+	return Match{Cached: next.Cached, Spans: spans}
 }
 
 // Fallback is a source that answers with first, and with second for the

@@ -37,3 +37,31 @@ func TestSourcesCombine(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
+
+func TestLongestKeepsTheFasterPlace(t *testing.T) {
+	gpu := Match{Cached: 20, Spans: []Span{{20, "gpu"}}}
+	for _, tt := range []struct {
+		name        string
+		first, next Match
+		want        Match
+	}{
+		{"nothing", Match{}, Match{}, Match{}},
+		{"the first alone", gpu, Match{}, gpu},
+		{"the next alone", Match{}, gpu, gpu},
+		{"the next is no longer", gpu, Match{Cached: 20, Spans: []Span{{20, "cpu"}}}, gpu},
+		{
+			"the next goes on", gpu,
+			Match{Cached: 40, Spans: []Span{{10, "cpu"}, {30, "disk"}, {40, "cpu"}}},
+			Match{Cached: 40, Spans: []Span{{20, "gpu"}, {30, "disk"}, {40, "cpu"}}},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, tt.first.goOn(tt.next)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+	if gpu.Spans[0].End != 20 || len(gpu.Spans) != 1 {
+		t.Errorf("a source's answer was changed: %+v", gpu)
+	}
+}

@@ -193,11 +193,12 @@ func (s *service) subscribe(registry prometheus.Registerer) error {
 // anybody reports, and our own memory of the endpoints that nobody reports of.
 func (s *service) cached() scoring.CacheIndex {
 	var reports []scoring.CacheIndex
+	if s.events != nil {
+		// First, because an engine looks in its own memory first.
+		reports = append(reports, s.events)
+	}
 	if s.source != nil {
 		reports = append(reports, s.source)
-	}
-	if s.events != nil {
-		reports = append(reports, s.events)
 	}
 	if len(reports) == 0 {
 		return s.memory
