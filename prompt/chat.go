@@ -1,6 +1,7 @@
 package prompt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,7 +129,7 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 	if format == "auto" {
 		format = template.compiled.ContentFormat()
 	}
-	turns, media, err := converse(c.messages, format, m.multimodal || lenient, m.cfg.Name)
+	turns, media, err := converse(c.messages, format, m.multimodal || lenient, cmp.Or(m.cfg.Name, m.cfg.Tokenizer))
 	if err != nil {
 		return Encoded{}, err
 	}

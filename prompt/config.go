@@ -13,7 +13,8 @@ type Config struct {
 	// model the render endpoint of an engine that serves it is asked.
 	Models []ModelConfig `yaml:"models"`
 	// MaxConcurrent is the number of prompts rendered and tokenized at once; 0
-	// means one per CPU. Others wait, within their deadline.
+	// means one per CPU, but at most 8. Others wait, within their deadline. Each
+	// costs up to 64 MB of memory per model.
 	MaxConcurrent int `yaml:"max_concurrent"`
 	// MaxInputBytes is the size of the largest request body that is tokenized;
 	// the length of larger ones is estimated.

@@ -72,7 +72,9 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 		return nil, err
 	}
 	if cfg.MaxConcurrent == 0 {
-		cfg.MaxConcurrent = runtime.GOMAXPROCS(0)
+		// On a machine with many CPUs the threads' caches would take gigabytes,
+		// and eight encode hundreds of megabytes a second.
+		cfg.MaxConcurrent = min(runtime.GOMAXPROCS(0), 8)
 	}
 	e := &Encoder{
 		cfg:     cfg,
