@@ -74,6 +74,31 @@ func TestClusterHeader(t *testing.T) {
 	}
 }
 
+// A choice without a cluster of its own, one of several addresses of a name, is
+// obeyed by the pool.
+func TestClusterHeaderWithoutCluster(t *testing.T) {
+	engines := []*engine{startEngine(t), startEngine(t), startEngine(t)}
+	s := startService(t, scoring.PolicyRoundRobin, engines...)
+	list := endpoints(engines)
+	for i := range list {
+		list[i].Cluster = ""
+	}
+	s.picker.SetEndpoints(list)
+	c := config(s, engines...)
+	c.Route = envoy.RouteClusterHeader
+	p := startEnvoy(t, c)
+	for range 12 {
+		resp := post(t, p, completion("hello"))
+		if body, err := io.ReadAll(resp.body); err != nil || string(body) != answer() {
+			t.Fatalf("answer: %v %s %q", err, resp.status, body)
+		}
+		d := next(t, "decision", s.events.decided)
+		if got := resp.header.Get("x-firsttoken-endpoint"); got != d.Endpoint().Address {
+			t.Errorf("served by %s, chosen %s", got, d.Endpoint().Address)
+		}
+	}
+}
+
 // An engine that refuses did not give a first token.
 func TestErrorIsNoFirstToken(t *testing.T) {
 	for _, mode := range []string{"BUFFERED", "FULL_DUPLEX_STREAMED"} {
@@ -89,8 +114,8 @@ func TestErrorIsNoFirstToken(t *testing.T) {
 				t.Errorf("ended %s, want %s", end.outcome, scoring.OutcomeError)
 			}
 			none(t, "first token", s.events.firstToken)
-			if len(s.picker.Stats().Paces) > 0 && s.picker.Stats().Open != 0 {
-				t.Error("a reservation is left")
+			if open := s.picker.Stats().Open; open != 0 {
+				t.Errorf("%d reservations are left", open)
 			}
 		})
 	}

@@ -199,7 +199,9 @@ func (l *load) stop() []string {
 func TestServiceHangs(t *testing.T) {
 	e := startEngine(t)
 	process, address, _ := startProcess(t, e)
-	p := startEnvoy(t, config(&service{address: address}, e))
+	c := config(&service{address: address}, e)
+	c.DecisionDeadline = extproc.DefaultConfig().DecisionDeadline
+	p := startEnvoy(t, c)
 	if err := process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -79,9 +79,11 @@ func endpoints(engines []*engine) []scoring.Endpoint {
 	return list
 }
 
-// config is the Envoy config for a service and its engines.
+// config is the Envoy config for a service and its engines. Envoy waits for the
+// service for as long as a test does: what a test says of choices must hold on
+// a busy machine too.
 func config(s *service, engines ...*engine) envoy.Config {
-	c := envoy.Config{Service: s.address, BodyLimit: bodyLimit, DecisionDeadline: extproc.DefaultConfig().DecisionDeadline, Route: envoy.RouteOverrideHost}
+	c := envoy.Config{Service: s.address, BodyLimit: bodyLimit, DecisionDeadline: patience, Route: envoy.RouteOverrideHost}
 	for _, e := range engines {
 		c.Endpoints = append(c.Endpoints, envoy.Endpoint{Address: e.address, Cluster: "engine-" + e.address})
 	}
