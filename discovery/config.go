@@ -32,18 +32,17 @@ type Config struct {
 	ModelsInterval time.Duration `yaml:"models_interval"`
 	// ResolveInterval is the time after which a host name is resolved anew.
 	ResolveInterval time.Duration `yaml:"resolve_interval"`
-	// TLS holds for our own calls to https endpoints. What Envoy does is set
-	// in its own configuration.
+	// TLS says how https endpoints are verified: in our own calls, and by Envoy
+	// in the config that "firsttoken envoy bootstrap" prints.
 	TLS TLSConfig `yaml:"tls"`
 }
 
-// TLSConfig says how https endpoints are verified in our own calls.
+// TLSConfig says how https endpoints are verified.
 type TLSConfig struct {
 	// CAFile is a PEM file of the authorities to trust in place of the
-	// system's.
+	// system's. The printed config names it to Envoy by its absolute path.
 	CAFile string `yaml:"ca_file"`
-	// SkipVerify accepts any certificate, as Envoy does where its cluster
-	// names no authority.
+	// SkipVerify accepts any certificate.
 	SkipVerify bool `yaml:"skip_verify"`
 }
 

@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"cmp"
+	"net/netip"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -11,6 +13,7 @@ import (
 	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -151,29 +154,36 @@ func tlsMatch(address string) *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{"https": structpb.NewStringValue(address)}}
 }
 
-// tlsSocket speaks https with one endpoint under its own name.
+// tlsSocket speaks https with one endpoint under its own name. An address is no
+// server name: none is sent, and the certificate must hold the address itself.
 func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatch {
 	host, _, _ := splitAddress(address) // validated
-	common := &tlsv3.CommonTlsContext{}
+	ip, err := netip.ParseAddr(host)
+	named := err != nil
+	socket := &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{}}
+	if named {
+		socket.Sni = host
+	}
 	if !c.SkipVerify {
-		file := c.CAFile
-		if file == "" {
-			file = systemAuthorities
+		validation := &tlsv3.CertificateValidationContext{TrustedCa: &corev3.DataSource{
+			Specifier: &corev3.DataSource_Filename{Filename: cmp.Or(c.CAFile, systemAuthorities)},
+		}}
+		if named {
+			socket.AutoSniSanValidation = true
+		} else {
+			validation.MatchTypedSubjectAltNames = []*tlsv3.SubjectAltNameMatcher{{
+				SanType: tlsv3.SubjectAltNameMatcher_IP_ADDRESS,
+				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: ip.String()}},
+			}}
 		}
-		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{
-			ValidationContext: &tlsv3.CertificateValidationContext{
-				TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: file}},
-			},
-		}
+		socket.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
 	}
 	return &clusterv3.Cluster_TransportSocketMatch{
 		Name:  address,
 		Match: tlsMatch(address),
 		TransportSocket: &corev3.TransportSocket{
-			Name: "envoy.transport_sockets.tls",
-			ConfigType: &corev3.TransportSocket_TypedConfig{
-				TypedConfig: pack(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: host, AutoSniSanValidation: !c.SkipVerify}),
-			},
+			Name:       "envoy.transport_sockets.tls",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(socket)},
 		},
 	}
 }

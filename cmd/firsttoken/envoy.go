@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -76,7 +77,15 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 	}
 	proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
 	proxy.BodyLimit, proxy.DecisionDeadline = cfg.Server.BodyLimit, cfg.Server.DecisionDeadline
-	proxy.CAFile, proxy.SkipVerify = cfg.Discovery.TLS.CAFile, cfg.Discovery.TLS.SkipVerify
+	proxy.SkipVerify = cfg.Discovery.TLS.SkipVerify
+	if file := cfg.Discovery.TLS.CAFile; file != "" {
+		// Envoy may be started in another folder.
+		absolute, err := filepath.Abs(file)
+		if err != nil {
+			return fmt.Errorf("discovery.tls.ca_file: %w", err)
+		}
+		proxy.CAFile = absolute
+	}
 	for _, e := range cfg.Endpoints {
 		endpoint, err := endpointForEnvoy(e)
 		if err != nil {

@@ -1,11 +1,15 @@
 package envoy_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 )
 
@@ -21,6 +25,8 @@ type engine struct {
 	pause func()
 	// refuse, when set, is the status of every answer.
 	refuse int
+	// certificate, when set, makes it speak https.
+	certificate *tls.Certificate
 
 	server   *http.Server
 	requests atomic.Int64
@@ -42,18 +48,33 @@ func startEngine(t *testing.T, change ...func(*engine)) *engine {
 	for _, f := range change {
 		f(e)
 	}
-	e.server = &http.Server{Handler: e}
+	if e.certificate != nil {
+		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*e.certificate}})
+	}
+	e.server = &http.Server{Handler: e, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() { _ = e.server.Serve(l) }()
 	t.Cleanup(func() { _ = e.server.Close() })
 	return e
 }
 
-// deadEngine has an address that refuses connections.
+// deadEngine has an address that refuses connections. The port is held until
+// the test ends, so that nothing else comes alive there.
 func deadEngine(t *testing.T) *engine {
 	t.Helper()
-	e := startEngine(t)
-	_ = e.server.Close()
-	return e
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := name.(*syscall.SockaddrInet4).Port //nolint:forcetypeassert // bound as such
+	return &engine{address: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), seen: make(chan http.Header)}
 }
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
