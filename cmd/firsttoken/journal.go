@@ -29,8 +29,8 @@ type journal struct {
 }
 
 // journalSize is how many decisions /decisions looks back: enough to find a
-// request of the last minutes on a busy service, a few megabytes at most for
-// a hundred endpoints.
+// request of the last minutes, or on a busy service of the last seconds. A
+// record takes about 130 bytes for each endpoint that was weighed.
 const journalSize = 1000
 
 func newJournal(size, alternates int) *journal {

@@ -322,6 +322,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 
 func (s *service) bound() bound {
 	b := bound{Listen: s.serverListener.Addr().String(), Admin: s.adminListener.Addr().String()}
+	if s.serverListener.Addr().Network() == "unix" {
+		b.Listen = s.cfg.Server.Listen // with its scheme, as Envoy's config wants it
+	}
 	if s.controller != nil {
 		addresses := boundLMCache(s.controller.Addresses())
 		b.LMCache = &addresses
