@@ -280,6 +280,25 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// An adapter may be told by name alone; 0 and an empty name are none.
+func TestDecodeAdapter(t *testing.T) {
+	for fields, want := range map[string]bool{
+		"a76c6f72615f6964" + "c0" + "a96c6f72615f6e616d65" + "a161": true,
+		"a76c6f72615f6964" + "01" + "a96c6f72615f6e616d65" + "c0":   true,
+		"a76c6f72615f6964" + "a161" + "a96c6f72615f6e616d65" + "c0": true,
+		"a76c6f72615f6964" + "00" + "a96c6f72615f6e616d65" + "a0":   false,
+		"a76c6f72615f6964" + "c0" + "a96c6f72615f6e616d65" + "c0":   false,
+	} {
+		var b batch
+		if err := b.decode(unhex(t, "920091"+"83a474797065ab426c6f636b53746f726564"+fields)); err != nil {
+			t.Fatal(err)
+		}
+		if b.events[0].lora != want {
+			t.Errorf("%s: adapter %v, want %v", fields, b.events[0].lora, want)
+		}
+	}
+}
+
 func TestDecodeRefuses(t *testing.T) {
 	for name, payload := range map[string]string{
 		"nothing":            "",

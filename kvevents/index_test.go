@@ -323,6 +323,11 @@ func TestTiers(t *testing.T) {
 	// storage.
 	e.tell(cpu.stored(ids[:32], 16))
 	e.spans(ids, scoring.Span{End: 12, Location: "gpu"}, scoring.Span{End: 32, Location: "cpu"})
+	// A slower tier goes no further than until a faster one may go on.
+	other := prompt(2, 0, 12)
+	disk := say{medium: "disk"}
+	e.tell(gpu.stored(other[:4], 0), disk.stored(other[:8], 0), say{medium: "cpu"}.stored(other, 0), say{medium: "cpu"}.removed(other[:8], 0), storage.stored(other, 0))
+	e.spans(other, scoring.Span{End: 4, Location: "gpu"}, scoring.Span{End: 8, Location: "disk"}, scoring.Span{End: 12, Location: "cpu"})
 	e.tell(cpu.removed(ids[:24], 16))
 	e.spans(ids, scoring.Span{End: 12, Location: "gpu"}, scoring.Span{End: 16, Location: "cpu"},
 		scoring.Span{End: 24, Location: "storage"}, scoring.Span{End: 32, Location: "cpu"})
@@ -349,6 +354,38 @@ func TestPlaceholders(t *testing.T) {
 	e.tell(event{kind: kindRemoved, medium: "cpu", hashes: []uint64{name(ids[:8], "")}})
 	e.spans(ids, scoring.Span{End: 4, Location: "cpu"}, scoring.Span{End: 8, Location: "storage"},
 		scoring.Span{End: 12, Location: "cpu"}, scoring.Span{End: 16, Location: "storage"})
+}
+
+// A tier may keep larger blocks than the one it copies from, and blocks that
+// are there no more.
+func TestLargerBlocksInAnotherTier(t *testing.T) {
+	e := newEngine(t, scoring.TierCapacity{})
+	ids := prompt(1, 0, 16)
+	e.tell(say{}.stored(ids[:8], 0), say{medium: "cpu", size: 8}.stored(ids, 0), say{}.removed(ids[:8], 4))
+	e.spans(ids, scoring.Span{End: 4, Location: "gpu"}, scoring.Span{End: 16, Location: "cpu"})
+}
+
+// A block told by its hash first, and in full words later.
+func TestPlaceholderBeforeTheRest(t *testing.T) {
+	e := newEngine(t, scoring.TierCapacity{})
+	ids := prompt(1, 0, 16)
+	e.tell(say{}.stored(ids[:8], 0), event{kind: kindStored, medium: "cpu", blockSize: 8, foreign: -1, hashes: []uint64{name(ids[:8], "")}})
+	e.tell(say{medium: "cpu", size: 8}.stored(ids, 0), say{}.removed(ids[:8], 0))
+	e.spans(ids, scoring.Span{End: 16, Location: "cpu"})
+}
+
+// What cannot be chained or cut into the blocks known is counted, no more.
+func TestSizesThatDoNotFit(t *testing.T) {
+	e := newEngine(t, scoring.TierCapacity{})
+	ids := prompt(1, 0, 16)
+	tail := say{size: 2}.stored(ids[:10], 8)
+	e.tell(say{}.stored(ids[:8], 0), tail)
+	e.holds(ids, 8)
+	e.tell(event{kind: kindStored, medium: "cpu", blockSize: 6, foreign: -1, hashes: []uint64{name(ids[:8], "")}})
+	e.holds(ids, 8)
+	if n := e.v.status().Unmatched; n != 2 {
+		t.Errorf("%d blocks unmatched, want 2", n)
+	}
 }
 
 // Every group with full attention must hold a prefix; one with a window only
@@ -381,6 +418,11 @@ func TestGroups(t *testing.T) {
 		e.tell(window.removed(ids[:12], 8)) // 0-8, 12-24: the last two of 20 are there.
 		e.holds(ids, 20)
 		e.tell(window.removed(ids[:16], 12)) // 0-8, 16-24: none at 20 or 16, a short one at 8.
+		e.holds(ids, 8)
+	})
+	t.Run("window of larger blocks", func(t *testing.T) {
+		e := newEngine(t, scoring.TierCapacity{})
+		e.tell(full.stored(ids[:12], 0), windowed(say{group: 2, size: 8}.stored(ids, 0), "sliding_window", 9))
 		e.holds(ids, 8)
 	})
 	t.Run("windows alone", func(t *testing.T) {
@@ -457,8 +499,9 @@ func TestMaxBlocks(t *testing.T) {
 // The rank that holds most counts.
 func TestRanks(t *testing.T) {
 	ix := newIndex(DefaultConfig())
-	views := ix.open(1, feed(2))
+	views := ix.open(1, feed(3))
 	ids := prompt(1, 0, 20)
+	views[2].apply(&batch{events: []event{say{}.stored(ids[:4], 0)}}, now)
 	views[0].apply(&batch{events: []event{say{}.stored(ids[:8], 0)}}, now)
 	views[1].apply(&batch{events: []event{say{}.stored(ids, 0)}}, now)
 	if got := ix.match(sequenceOf(ids), []scoring.Endpoint{{ID: 1}})[0][0].Cached; got != 20 {

@@ -2,6 +2,7 @@ package kvevents
 
 import (
 	"math"
+	"slices"
 
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -154,15 +155,16 @@ func (s *shelf) tail(c *chains, end int) int {
 	if l == nil {
 		return 0
 	}
-	end -= end % l.stride
-	needed := (int(s.window) + l.stride - 1) / l.stride
+	stride := l.stride
+	end -= end % stride
+	needed := (int(s.window) + stride - 1) / stride
 	run := 0
-	for pos := end; pos > 0 && run < needed; pos -= l.stride {
-		if l.has(c, pos) {
+	for pos := end; pos > 0 && run < needed; pos -= stride {
+		if slices.ContainsFunc(s.layouts, func(l *layout) bool { return l.stride == stride && l.has(c, pos) }) {
 			run++
 			continue
 		}
-		end, run = pos-l.stride, 0
+		end, run = pos-stride, 0
 	}
 	return end
 }

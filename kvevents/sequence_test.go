@@ -309,6 +309,45 @@ func TestSequenceRestartAfterReplay(t *testing.T) {
 	f.counts(Counts{Restarts: 1, Replays: 1, Cleared: map[string]uint64{"restart": 1}})
 }
 
+// The engine's clock was set back meanwhile: the numbers alone tell.
+func TestSequenceRestartWithClockSetBack(t *testing.T) {
+	t.Run("the same number", func(t *testing.T) {
+		pub := &publisher{life: 5, keeps: 10}
+		f := newFollower(t, false, pub)
+		f.live(steps(pub, 3)...)
+		*pub = publisher{life: 4, keeps: 10}
+		steps(pub, 2)
+		f.live(pub.step())
+		f.knows(2)
+	})
+	t.Run("after a replay", func(t *testing.T) {
+		pub := &publisher{life: 5, keeps: 10}
+		m := steps(pub, 5)
+		f := newFollower(t, true, pub)
+		f.replay()
+		f.live(m[4]) // Had already.
+		*pub = publisher{life: 4, keeps: 10}
+		f.live(pub.step())
+		f.knows(0)
+	})
+}
+
+// What waits stays in line while the replay is asked again.
+func TestSequenceWaitsThroughReplays(t *testing.T) {
+	pub := &publisher{keeps: 10}
+	f := newFollower(t, true, pub)
+	f.replay()
+	m := steps(pub, 6)
+	f.live(m[0], m[5])
+	for _, i := range []int{0, 1, 3} { // 2 was dropped on the way.
+		f.stream.answer(now, m[i].seq, m[i].payload)
+	}
+	f.stream.replayed(now)
+	f.knows(0, 1)
+	f.stream.replayFailed(now)
+	f.knows(5)
+}
+
 func TestSequenceBadFrame(t *testing.T) {
 	pub := &publisher{keeps: 10}
 	f := newFollower(t, true, pub)

@@ -72,10 +72,12 @@ func (w twin) tell(e *event) {
 				switch {
 				case before != nil && before.foreign || e.foreign >= 0 && i >= e.foreign:
 					b.foreign = true
-				case known != nil:
-					b.tokens, b.foreign = known.tokens, known.foreign
+				case known != nil && known.foreign:
+					b.foreign = true
 				case before != nil && before.tokens != nil:
 					b.tokens = slices.Concat(before.tokens, e.tokens[i*e.blockSize:(i+1)*e.blockSize])
+				case known != nil:
+					b.tokens = known.tokens
 				}
 			}
 			before = b

@@ -186,20 +186,19 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
 	case at.layout == foreign:
 		s.identify(b, foreign, 0)
 	default:
-		// The same hash means the same content wherever it lies. Tiers that copy
-		// do not say what else is in it, so their word counts only for itself.
-		if twin := v.twinLocked(s, hash); twin != nil {
-			v.copyLocked(s, b, twin)
-		} else if at.layout != nil && end <= len(e.tokens) {
+		// The same hash means the same content wherever it lies, and tiers that
+		// copy do not say what there is besides tokens.
+		twin := v.twinLocked(s, hash)
+		switch {
+		case twin != nil && twin.layout == foreign:
+			s.identify(b, foreign, 0)
+		case at.layout != nil && end <= len(e.tokens):
 			s.identify(b, at.layout, scoring.ChainBlock(at.chain, e.tokens[end-e.blockSize:end]))
+		case twin != nil:
+			v.copyLocked(s, b, twin)
 		}
 	}
-	switch {
-	case b.layout == nil:
-		at.layout = nil
-	case b.layout == foreign || b.layout.grain == e.blockSize:
-		*at = place{b.layout, b.chain}
-	}
+	at.moveOn(b, e, i)
 	if added {
 		v.total.Add(1)
 	}
@@ -209,14 +208,25 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
 	}
 }
 
-// copyLocked identifies b by its twin in another tier. A block told with a
+// moveOn moves the place behind block i of the event.
+func (at *place) moveOn(b *block, e *event, i int) {
+	end := (i + 1) * e.blockSize
+	switch {
+	case b.layout == foreign || b.layout != nil && b.layout.grain == e.blockSize:
+		*at = place{b.layout, b.chain}
+	case at.layout == nil || at.layout == foreign:
+	case b.layout == nil || end > len(e.tokens):
+		at.layout = nil
+	default:
+		// A tier told of the block in smaller ones before.
+		at.chain = scoring.ChainBlock(at.chain, e.tokens[end-e.blockSize:end])
+	}
+}
+
+// copyLocked identifies b by its twin in another tier, which is not foreign. A block told with a
 // larger size stands for several of the twin's, the twin being the last of
 // them. Caller must hold v.mu.
 func (v *view) copyLocked(s *shelf, b, twin *block) {
-	if twin.layout == foreign {
-		s.identify(b, foreign, 0)
-		return
-	}
 	stride := int(b.size)
 	switch {
 	case stride == 0:
