@@ -117,6 +117,21 @@ func TestEncode(t *testing.T) {
 			shape{Lengths: []scoring.Tokens{2}, Copies: 1, Source: scoring.TokensNative},
 		},
 		{
+			"echo of a chat, whose logprobs are 0 by default",
+			prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + hello + `,"echo":true}`)},
+			shape{Lengths: []scoring.Tokens{12}, Copies: 1, Unheld: true, Source: scoring.TokensNative},
+		},
+		{
+			"echo of a chat without logprobs",
+			prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + hello + `,"echo":true,"top_logprobs":null}`)},
+			shape{Lengths: []scoring.Tokens{12}, Copies: 1, Source: scoring.TokensNative},
+		},
+		{
+			"more answers than any engine gives",
+			prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + hello + `,"n":1e30}`)},
+			shape{Lengths: []scoring.Tokens{12}, Copies: 16384, Source: scoring.TokensNative},
+		},
+		{
 			"several texts",
 			prompt.Request{Path: completionPath, Body: []byte(`{"prompt":["Hello","Hello Hello"],"best_of":4}`)},
 			shape{Lengths: []scoring.Tokens{2, 4}, Copies: 1, Source: scoring.TokensNative},
@@ -148,7 +163,8 @@ func TestEncode(t *testing.T) {
 		{"render", prompt.Request{Path: chatPath + "/render", Body: []byte(`{"model":"small","messages":` + hello + `}`)}, shape{Model: "small", Source: scoring.TokensNone}},
 		{"GET", prompt.Request{Method: "GET", Path: chatPath}, shape{Source: scoring.TokensNone}},
 		{"multipart", prompt.Request{Path: chatPath, ContentType: "multipart/form-data; boundary=x", Body: []byte(`--x`)}, shape{Source: scoring.TokensNone}},
-		{"gzip", prompt.Request{Path: chatPath, ContentEncoding: "gzip", Body: []byte("\x1f\x8b")}, shape{Source: scoring.TokensNone}},
+		{"gzip", prompt.Request{Path: chatPath, ContentEncoding: "gzip", Body: []byte(`{"messages":` + hello + `}`)}, shape{Source: scoring.TokensNone}},
+		{"identity", prompt.Request{Path: completionPath, ContentEncoding: "Identity", Body: []byte(`{"prompt":[1]}`)}, shape{Lengths: []scoring.Tokens{1}, Copies: 1, Source: scoring.TokensGiven}},
 	} {
 		p, err := e.Encode(t.Context(), tc.r)
 		if err != nil {
@@ -416,6 +432,73 @@ func TestMediaFirst(t *testing.T) {
 	}
 	if usable[0] < 1 || usable[1] != usable[0] || usable[2] != usable[0] {
 		t.Errorf("usable %d, want three times the ids before the message", usable)
+	}
+}
+
+// TestMediaCut: how much truncation leaves depends on the image's own tokens.
+func TestMediaCut(t *testing.T) {
+	e := newEncoder(t, config(smallModel()), prompt.Options{})
+	body := `{"messages":[{"role":"user","content":"first"},{"role":"user","content":[` +
+		`{"type":"image_url","image_url":{"url":"data:x"}}]}],"truncate_prompt_tokens":1000}`
+	p, err := e.Encode(t.Context(), prompt.Request{Path: chatPath, Body: []byte(body)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := p.Sequences[0]; s.Usable != 0 || p.Source != scoring.TokensNative {
+		t.Errorf("usable %d of a prompt from %s, want 0", s.Usable, p.Source)
+	}
+}
+
+// TestRenderCallsAreBounded: past the bound a request does not wait for another's
+// answer.
+func TestRenderCallsAreBounded(t *testing.T) {
+	called, release := make(chan struct{}), make(chan struct{})
+	engine := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		called <- struct{}{}
+		<-release
+	}))
+	defer engine.Close()
+	registry := prometheus.NewRegistry()
+	cfg := config(prompt.ModelConfig{Name: "m", Mode: "remote"})
+	cfg.RemoteMaxConcurrent, cfg.RemoteTimeout = 1, time.Hour
+	e := newEncoder(t, cfg, prompt.Options{
+		Metrics:  prompt.NewMetrics(registry),
+		Endpoint: func(string) (string, bool) { return engine.URL, true },
+	})
+	r := prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"x"}`)}
+	first := make(chan error)
+	go func() {
+		_, err := e.Encode(t.Context(), r)
+		first <- err
+	}()
+	<-called
+	p, err := e.Encode(t.Context(), r)
+	if err != nil || p.Source != scoring.TokensEstimated || count(t, registry, "remote_busy") != 1 {
+		t.Errorf("%+v, %v; want an estimate, counted as remote_busy", p, err)
+	}
+	close(release)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKeyFollowsNoRedirect: where an engine points elsewhere nobody is asked.
+func TestKeyFollowsNoRedirect(t *testing.T) {
+	asked := make(chan string, 1)
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.Header.Get("Authorization") }))
+	defer other.Close()
+	engine := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer engine.Close()
+	e := newEncoder(t, config(prompt.ModelConfig{Name: "m", Mode: "remote"}), prompt.Options{
+		APIKey:   "secret",
+		Endpoint: func(string) (string, bool) { return engine.URL, true },
+	})
+	p, err := e.Encode(t.Context(), prompt.Request{Path: completionPath, Body: []byte(`{"prompt":"x"}`)})
+	if err != nil || p.Source != scoring.TokensEstimated {
+		t.Errorf("%+v, %v; want an estimate", p, err)
+	}
+	if len(asked) > 0 {
+		t.Errorf("the redirect was followed with %q", <-asked)
 	}
 }
 
