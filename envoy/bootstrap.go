@@ -105,14 +105,28 @@ func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
 		StreamIdleTimeout:             durationpb.New(0),
 		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{c.withoutControlHeaders()},
 		RouteSpecifier:                &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: c.routes()},
+		// Engines take HTTP/1.0, and proxies in front of this one still speak it.
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "engines"},
 		HttpFilters: []*hcmv3.HttpFilter{
 			{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
-			{Name: "envoy.filters.http.router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&routerv3.Router{})}},
+			routerFilter(),
 		},
+		// A websocket has no body that ends, for which the service would be
+		// waited for: it goes to the engine with the fewest requests.
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{
+			UpgradeType: "websocket", Filters: []*hcmv3.HttpFilter{routerFilter()},
+		}},
 		AccessLog: []*accesslogv3.AccessLog{{
 			Name:       "envoy.access_loggers.http_grpc",
 			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(accessLogService())},
 		}},
+	}
+}
+
+func routerFilter() *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{
+		Name:       "envoy.filters.http.router",
+		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&routerv3.Router{})},
 	}
 }
 

@@ -79,6 +79,10 @@ func deadEngine(t *testing.T) *engine {
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.seen <- r.Header.Clone()
+	if r.Header.Get("upgrade") != "" {
+		echo(w)
+		return
+	}
 	n, err := io.Copy(io.Discard, r.Body)
 	if err != nil {
 		return
@@ -109,6 +113,17 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	fmt.Fprint(w, "data: [DONE]\n\n")
+}
+
+// echo changes the protocol and says what it hears.
+func echo(w http.ResponseWriter) {
+	conn, in, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+	_, _ = io.Copy(conn, in)
 }
 
 // tokens is the length of every answer.
