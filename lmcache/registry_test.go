@@ -542,6 +542,28 @@ func TestOverflowDuringFullSyncAsksForAnother(t *testing.T) {
 	b.wantAsks(a, reasonOverflow)
 }
 
+// What is held back while a worker syncs is bounded; past it the worker has to
+// say all again.
+func TestReportsHeldDuringFullSyncAreBounded(t *testing.T) {
+	b := newBench(t)
+	a := at(worker0("a"), "10.0.0.1", 1)
+	b.asks(a)
+	b.start(a.Worker, "s1", 0, true)
+	keys := make([]int, maxHeld)
+	for i := range keys {
+		keys[i] = i%40 + 1
+	}
+	b.reports(a.Worker, cpu, ops(0, keys...))
+	b.reports(a.Worker, cpu, ops(maxHeld, 41))
+	if held := len(b.workers[a.Worker].sync.held); held != maxHeld || b.counts.overflows != 1 {
+		t.Errorf("%d held, %d overflows; want %d and 1", held, b.counts.overflows, maxHeld)
+	}
+	b.end(a.Worker, "s1")
+	b.wantHolds("a", 40)
+	b.now = b.now.Add(syncPause)
+	b.wantAsks(a, reasonOverflow)
+}
+
 func TestP2PLookup(t *testing.T) {
 	b := newBench(t)
 	register := func(name string, rank int, url string, keys ...int) {
