@@ -20,7 +20,9 @@ func example() envoy.Config {
 	return envoy.Config{
 		Listen: "0.0.0.0:8080", Admin: "127.0.0.1:9901", Service: "127.0.0.1:9002", BodyLimit: 32 << 20, DecisionDeadline: 500 * time.Millisecond, Route: envoy.RouteOverrideHost,
 		Endpoints: []envoy.Endpoint{
-			{Address: "10.0.0.1:8000"}, {Address: "[2001:db8::1]:8000"}, {Address: "engine.example.com:443", TLS: true, Cluster: "far"},
+			{Address: "10.0.0.1:8000"},
+			{Address: "[2001:db8::1]:8000"},
+			{Address: "engine.example.com:443", TLS: true, Cluster: "far"},
 			{Address: "10.0.0.3:8443", TLS: true},
 		},
 	}

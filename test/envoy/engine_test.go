@@ -4,7 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -51,7 +51,7 @@ func startEngine(t *testing.T, change ...func(*engine)) *engine {
 	if e.certificate != nil {
 		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*e.certificate}})
 	}
-	e.server = &http.Server{Handler: e, ErrorLog: log.New(io.Discard, "", 0)}
+	e.server = &http.Server{Handler: e, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	go func() { _ = e.server.Serve(l) }()
 	t.Cleanup(func() { _ = e.server.Close() })
 	return e
