@@ -18,6 +18,7 @@ import (
 var (
 	errBodyTooLarge = errors.New("the request body is too large")
 	errEncoder      = errors.New("the encoder failed")
+	errOverdue      = errors.New("the encoder overran its deadline")
 )
 
 // decideThen makes the choice and sends the answer that carries it: the one
@@ -124,28 +125,63 @@ func (st *stream) encode(whole bool) (*scoring.Prompt, error) {
 		return p, nil
 	case errors.As(err, &fault) && whole && st.generation():
 		return nil, err
+	case errors.Is(err, errOverdue):
+		st.metrics.fallback(causeDeadline)
+	default:
+		st.metrics.fallback(causeOf(err))
 	}
-	st.metrics.fallback(causeOf(err))
 	st.unread = true
 	return estimated(len(st.body)), nil
 }
 
-// tokens calls the encoder. A panic in there must cost one request its cached
-// prefix, not all requests their service.
-func (st *stream) tokens(ctx context.Context) (p *scoring.Prompt, err error) {
-	defer func() {
-		if fault := recover(); fault != nil {
-			st.log.Error("encoder panicked", "panic", fmt.Sprint(fault), "stack", string(debug.Stack()))
-			p, err = nil, errEncoder
-		}
-	}()
-	return st.encoder.Encode(ctx, prompt.Request{
+// encoderGrace is how long after the decision deadline the encoder may still say
+// what it knows by then, which is more than the length of the body.
+const encoderGrace = 100 * time.Millisecond
+
+// tokens asks the encoder, and stops waiting for one that does not return when
+// it should: where Envoy's own timeout does not apply, nothing else would.
+func (st *stream) tokens(ctx context.Context) (*scoring.Prompt, error) {
+	type result struct {
+		prompt *scoring.Prompt
+		err    error
+	}
+	encoded := make(chan result, 1)
+	request := prompt.Request{
 		Method:          st.head.method,
 		Path:            st.head.path,
 		ContentType:     st.head.contentType,
 		ContentEncoding: st.head.contentEncoding,
-		Body:            st.body,
-	})
+		Body:            st.body, // not written to from here on
+	}
+	go func() { // ends with the encoder, which may outlive the stream
+		p, err := st.callEncoder(ctx, request)
+		encoded <- result{p, err}
+	}()
+	select {
+	case r := <-encoded:
+		return r.prompt, r.err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(encoderGrace)
+	defer grace.Stop()
+	select {
+	case r := <-encoded:
+		return r.prompt, r.err
+	case <-grace.C:
+		return nil, errOverdue
+	}
+}
+
+// callEncoder: a panic in there must cost one request its cached prefix, not all
+// requests their service.
+func (s *Server) callEncoder(ctx context.Context, r prompt.Request) (p *scoring.Prompt, err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			s.log.Error("encoder panicked", "panic", fmt.Sprint(fault), "stack", string(debug.Stack()))
+			p, err = nil, errEncoder
+		}
+	}()
+	return s.encoder.Encode(ctx, r)
 }
 
 // generation reports whether the request asks an engine for tokens: only there

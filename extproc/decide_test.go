@@ -113,6 +113,10 @@ func TestEncoderFails(t *testing.T) {
 			<-ctx.Done()
 			return &scoring.Prompt{Source: scoring.TokensEstimated}, nil
 		}, causeDeadline, 500 * time.Millisecond},
+		{"overruns its deadline", func(context.Context, prompt.Request) (*scoring.Prompt, error) {
+			time.Sleep(5 * time.Second) // the bubble's clock
+			return nil, errors.New("too late")
+		}, causeDeadline, 500*time.Millisecond + encoderGrace},
 		{"fails", func(context.Context, prompt.Request) (*scoring.Prompt, error) { return nil, errors.New("no") }, causeEncoder, 0},
 		{"panics", func(context.Context, prompt.Request) (*scoring.Prompt, error) { panic("no") }, causeEncoder, 0},
 	} {

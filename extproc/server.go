@@ -28,7 +28,8 @@ import (
 type Encoder interface {
 	// Encode returns at the latest when ctx ends, with what is known by then.
 	// A *prompt.RequestError is for what no engine would accept; any other
-	// error says that we could not size the request. The body is only read.
+	// error says that we could not size the request. The body is only read. One
+	// that comes back much later is no longer waited for.
 	Encode(ctx context.Context, r prompt.Request) (*scoring.Prompt, error)
 }
 
