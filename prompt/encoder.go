@@ -241,6 +241,8 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 			return none, fallbackNone, nil
 		case errors.As(err, &fault) && fault.Param != "":
 			return nil, fallbackNone, fault
+		case errors.Is(err, errTooDeep):
+			return none, fallbackTooLarge, nil
 		}
 		return none, fallbackNotText, nil
 	}

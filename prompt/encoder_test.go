@@ -223,6 +223,12 @@ func TestFallbacks(t *testing.T) {
 	if err != nil || len(p.Sequences) != 1 {
 		t.Errorf("deep: %+v, %v", p, err)
 	}
+	// Deeper than any reader goes: neither refused, nor a node for each bracket.
+	before := count(t, registry, "too_large")
+	p, err = e.Encode(t.Context(), prompt.Request{Path: chatPath, Body: []byte(`{"messages":` + strings.Repeat("[", 1_000_000))})
+	if err != nil || p.Source != scoring.TokensNone || count(t, registry, "too_large") != before+1 {
+		t.Errorf("brackets alone: %+v, %v", p, err)
+	}
 	if n := testutil.CollectAndCount(registry, "firsttoken_prompt_seconds"); n == 0 {
 		t.Error("no times")
 	}

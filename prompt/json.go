@@ -62,6 +62,11 @@ func (e *syntaxError) Error() string { return e.reason + " at character " + strc
 // maxDocumentBytes keeps offsets within uint32.
 const maxDocumentBytes = 1<<32 - 2
 
+// maxNesting is how many arrays and objects may be open at once. Python's own
+// reader gives up near there; without it, a body of brackets alone would take a
+// node for each byte.
+const maxNesting = 1000
+
 // offset is an index into a text or tape, which parse keeps within its range.
 func offset(i int) uint32 { return uint32(i) } //nolint:gosec // see maxDocumentBytes
 
@@ -106,11 +111,15 @@ func (d *document) value(i int) (next int, opened bool, err error) {
 	case '"':
 		next, err = d.string(i)
 		return next, false, err
-	case '{':
-		d.stack = append(d.stack, d.push(node{kind: kindObject, start: offset(i)}))
-		return i + 1, true, nil
-	case '[':
-		d.stack = append(d.stack, d.push(node{kind: kindArray, start: offset(i)}))
+	case '{', '[':
+		if len(d.stack) == maxNesting {
+			return 0, false, errTooDeep
+		}
+		k := kindArray
+		if c == '{' {
+			k = kindObject
+		}
+		d.stack = append(d.stack, d.push(node{kind: k, start: offset(i)}))
 		return i + 1, true, nil
 	case 'n':
 		return d.literal(i, "null", kindNull)
