@@ -23,8 +23,8 @@ type KeyGroup struct {
 	// it is not set there.
 	PythonHashSeed string `yaml:"pythonhashseed"`
 	// Algorithm is LMCache's pre_caching_hash_algorithm: builtin, sha256,
-	// sha256_cbor, xxhash or xxhash_cbor. As in LMCache, an algorithm that the
-	// engine's vLLM does not offer is builtin.
+	// sha256_cbor, sha256_cbor_64bit, xxhash or xxhash_cbor. As in LMCache, an
+	// algorithm that the engine's vLLM does not offer is builtin.
 	Algorithm string `yaml:"algorithm"`
 	// ChunkSize is LMCache's chunk_size in tokens, 1 to 8192.
 	ChunkSize int `yaml:"chunk_size"`

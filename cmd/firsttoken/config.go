@@ -69,7 +69,8 @@ func defaultConfig() config {
 // lmcacheConfig sets how engines report to us what they have cached.
 type lmcacheConfig struct {
 	// Enabled hosts the controller that LMCache in the engines reports to. If
-	// false, endpoints are chosen by their queued work alone.
+	// false, only KV events tell what an engine holds; for engines without them
+	// what was routed there is believed to be held.
 	Enabled        bool `yaml:"enabled"`
 	lmcache.Config `yaml:",inline"`
 	// Controller sets the sockets that LMCache workers connect to.

@@ -50,7 +50,7 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 			defer server.Close()
 			l, err := listenOn(cmd.Context(), listen)
 			if err != nil {
-				return err
+				return fmt.Errorf("--listen: %w", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "listening on http://%s\n", l.Addr())
 			return server.Serve(cmd.Context(), l)

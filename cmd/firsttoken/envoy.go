@@ -37,7 +37,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 		Short: "Print a complete Envoy config for the service's configuration",
 		Long: "Bootstrap prints a static Envoy config (YAML) that asks the service of the given\n" +
 			"configuration about every request and sends it to the engine chosen:\n\n" +
-			"  firsttoken envoy bootstrap --config firsttoken.yaml > envoy.yaml\n" +
+			"  firsttoken envoy bootstrap --config firsttoken.yml > envoy.yaml\n" +
 			"  envoy -c envoy.yaml",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -21,7 +21,7 @@ func newKeysCommand() *cobra.Command {
 		Short: "Print the LMCache chunk keys of token ids",
 		Long: `Reads JSON Lines from standard input, each the settings of an engine and token ids:
 
-  {"lmcache":"0.5.6","vllm":"0.33.0","python":"3.12","pythonhashseed":"0","algorithm":"builtin","chunk_size":256,"save_unfull_chunk":false,"tokens":[1,2,3]}
+  {"lmcache":"0.5.6","vllm":"0.33.0","python":"3.12","pythonhashseed":"0","algorithm":"builtin","chunk_size":2,"save_unfull_chunk":false,"tokens":[1,2,3]}
 
 vllm is null where LMCache cannot import vLLM, pythonhashseed is null where it
 is not set; save_unfull_chunk may be left out for LMCache's own default. Where
@@ -30,7 +30,7 @@ decimal integer, or bytes in hex.
 
 Writes one line for each, integers in decimal and digests in hex:
 
-  {"none_hash":"5313149338359954478","chunks":["-5211279967701142471"]}
+  {"none_hash":"5313149338359954478","chunks":["7819940253026951142"]}
 
 or {"error":"..."}, and goes on with the next.`,
 		Args: cobra.NoArgs,
