@@ -18,6 +18,9 @@ type Span struct {
 	End Tokens
 	// Location is the source's name for the place, such as LocalCPUBackend.
 	Location string
+	// SecondsPerToken is how long the engine takes to bring one of its tokens
+	// to where it computes; 0: they are there, or the cost is not known.
+	SecondsPerToken float64
 }
 
 // CacheIndex is one source of cache truth: LMCache's controller, engine events

@@ -24,6 +24,9 @@ type Endpoint struct {
 	// the others are aliases. Empty: not known yet, the endpoint is then a
 	// candidate for every model.
 	Models []string
+	// Adapters are those of Models that are LoRA adapters of another: what the
+	// engine caches for one it never reuses for another, nor for the model.
+	Adapters []string
 	// Ready is false after failed probes; such an endpoint is no candidate.
 	Ready bool
 	// Cache tells the cache sources who this endpoint is to them.

@@ -19,6 +19,9 @@ type Prompt struct {
 	// NoCache: the engine computes every position anew (prompt_logprobs), so
 	// nothing that is cached counts.
 	NoCache bool
+	// Salt is the request's cache_salt: only prompts with the same salt share
+	// blocks in the engine's own cache. Empty: none.
+	Salt string
 	// Source says where the token ids come from, or why there are none.
 	Source TokenSource
 }
