@@ -351,6 +351,9 @@ func TestStatusDescribesWorkers(t *testing.T) {
 	if got[0].LastHeartbeatSeconds == nil || got[1].LastHeartbeatSeconds != nil {
 		t.Error("the heartbeat's age is told of the wrong worker")
 	}
+	if r.Heard("a").IsZero() || r.Heard("b").Before(r.Heard("a")) || !r.Heard("c").IsZero() {
+		t.Errorf("heard of a %v, of b, the last, %v, of nobody %v", r.Heard("a"), r.Heard("b"), r.Heard("c"))
+	}
 	generation, instances := r.Instances()
 	if len(instances) != 2 || instances[0].ID != "a" || len(instances[0].Workers) != 1 || len(instances[1].Workers) != 0 {
 		t.Errorf("instances %+v", instances)

@@ -302,6 +302,17 @@ func (d *dumbIndex) match(keys []lmcache.Key, instance string, locations []strin
 	return h
 }
 
+func (d *dumbIndex) holds(instance string, key lmcache.Key) bool {
+	for w, locations := range d.keys {
+		for _, keys := range locations {
+			if w.Instance == instance && keys[key] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // TestIndexTwin compares Index with its dumb twin over random histories.
 func TestIndexTwin(t *testing.T) {
 	for seed := range uint64(15) {
@@ -364,6 +375,9 @@ func TestIndexTwin(t *testing.T) {
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("seed %d step %d, %s (-twin +index):\n%s", seed, step, names[i], diff)
+				}
+				if got, want := ix.Holds(names[i], row[0]), twin.holds(names[i], row[0]); got != want {
+					t.Fatalf("seed %d step %d: %s holds %d: %t, want %t", seed, step, names[i], row[0], got, want)
 				}
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -16,6 +17,8 @@ type Roster interface {
 	// does. It is safe for concurrent use and returns at once; nobody writes to
 	// the list afterwards.
 	Instances() (generation uint64, instances []Instance)
+	// Heard is when the instance last sent anything; zero where it is unknown.
+	Heard(instance string) time.Time
 }
 
 // Source is LMCache as a scoring.CacheIndex: it makes the chunk keys of a

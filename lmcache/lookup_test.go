@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -15,7 +16,10 @@ import (
 )
 
 // roster is a lmcache.Roster whose list a test can change.
-type roster struct{ list atomic.Pointer[rosterList] }
+type roster struct {
+	list  atomic.Pointer[rosterList]
+	heard map[string]time.Time // set before use
+}
 
 type rosterList struct {
 	generation uint64
@@ -34,6 +38,8 @@ func (r *roster) Instances() (uint64, []lmcache.Instance) {
 	l := r.list.Load()
 	return l.generation, l.instances
 }
+
+func (r *roster) Heard(instance string) time.Time { return r.heard[instance] }
 
 // fleet is a Source with everything around it.
 type fleet struct {
@@ -275,6 +281,18 @@ func TestSourceShared(t *testing.T) {
 	f.store(t, cfg.Groups["large"].Or(cfg.Keys), "u", cpu, 16)
 	if got, want := matched(f.Match(p, endpoints)), "12 12 12 16 ?"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestSourceHeard: an endpoint's news is its own instance's.
+func TestSourceHeard(t *testing.T) {
+	f := newFleet(t, smallChunks())
+	f.roster.heard = map[string]time.Time{"x": time.Unix(10, 0), "other": time.Unix(20, 0)}
+	f.SetEndpoints([]scoring.Endpoint{endpoint(1, "a 10.0.0.1:8000 instance=x"), endpoint(2, "b 10.0.0.2:8000 instance=y"), endpoint(3, "c 10.0.0.3:8000")})
+	for id, want := range map[scoring.EndpointID]time.Time{1: time.Unix(10, 0), 2: {}, 3: {}, 4: {}} {
+		if got := f.Heard(id); !got.Equal(want) {
+			t.Errorf("endpoint %d: %v, want %v", id, got, want)
+		}
 	}
 }
 

@@ -1,6 +1,9 @@
 package lmcache
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // Held is what one instance holds of a row of chunks.
 type Held struct {
@@ -44,6 +47,14 @@ func (ix *Index) Match(dst []Held, keys []Key, instances []string) []Held {
 		}
 	}
 	return dst
+}
+
+// Holds reports whether any rank of the instance has the chunk, wherever.
+func (ix *Index) Holds(instance string, key Key) bool {
+	ix.mu.RLock()
+	defer ix.mu.RUnlock()
+	in, e := ix.instances[instance], ix.entries[key]
+	return in != nil && e != nil && slices.ContainsFunc(e.holders, func(h holder) bool { return h.slot == in.slot })
 }
 
 // scratch is the working memory of one Match.
