@@ -39,6 +39,7 @@ var arrows = []arrow{
 	{"lmcache", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
 	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth, fed by engines' own events"},
 	{"routed", []string{"scoring"}, "a source of cache truth; it remembers decisions and asks nobody"},
+	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
