@@ -65,39 +65,50 @@ func (c *engineClient) health(ctx context.Context, path string) error {
 // and an engine with a thousand adapters lists a thousand.
 const maxModelsBody = 4 << 20
 
-// models are the names that the engine serves in its order: its own, aliases,
-// adapters. Never empty without an error.
-func (c *engineClient) models(ctx context.Context) ([]string, error) {
+// served is what an engine says that it serves.
+type served struct {
+	// names are in its order: its own, aliases, adapters.
+	names []string
+	// adapters are those of names that have another as parent.
+	adapters []string
+}
+
+// models is what the engine serves. Never without names but with an error.
+func (c *engineClient) models(ctx context.Context) (served, error) {
 	body, err := c.get(ctx, "/v1/models", maxModelsBody)
 	if err != nil {
-		return nil, err
+		return served{}, err
 	}
 	return parseModels(body)
 }
 
 var errNoModels = errors.New("GET /v1/models: the answer lists no model")
 
-func parseModels(body []byte) ([]string, error) {
+func parseModels(body []byte) (s served, err error) {
 	var cards struct {
 		Data []struct {
 			ID string `json:"id"`
+			// Parent is null but for adapters, which have the model's name here.
+			Parent *string `json:"parent"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &cards); err != nil {
-		return nil, fmt.Errorf("GET /v1/models: %w", err)
+		return served{}, fmt.Errorf("GET /v1/models: %w", err)
 	}
-	var names []string
 	seen := make(map[string]bool, len(cards.Data))
 	for _, card := range cards.Data {
 		if card.ID != "" && !seen[card.ID] {
 			seen[card.ID] = true
-			names = append(names, card.ID)
+			s.names = append(s.names, card.ID)
+			if card.Parent != nil {
+				s.adapters = append(s.adapters, card.ID)
+			}
 		}
 	}
-	if names == nil {
-		return nil, errNoModels
+	if s.names == nil {
+		return served{}, errNoModels
 	}
-	return names, nil
+	return s, nil
 }
 
 // get reads at most limit bytes of the answer's body; more is an error.

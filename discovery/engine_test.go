@@ -135,19 +135,19 @@ func TestHTTPS(t *testing.T) {
 }
 
 func TestParseModels(t *testing.T) {
-	tests := []struct{ name, body, want, fault string }{
-		{"own name first, then aliases, then adapters", `{"data":[{"id":"own"},{"id":"alias"},{"id":"lora","parent":"own"}]}`, "own alias lora", ""},
-		{"named twice", `{"data":[{"id":"m"},{"id":"m"},{"id":""}]}`, "m", ""},
-		{"none", `{"object":"list","data":[]}`, "", "lists no model"},
-		{"error body", `{"error":{"message":"Unauthorized"}}`, "", "lists no model"},
-		{"not JSON", `<html>`, "", "invalid character"},
-		{"another shape", `{"data":{"id":"m"}}`, "", "cannot unmarshal"},
+	tests := []struct{ name, body, want, adapters, fault string }{
+		{"own name first, then aliases, then adapters", `{"data":[{"id":"own","parent":null},{"id":"alias"},{"id":"lora","parent":"own"}]}`, "own alias lora", "lora", ""},
+		{"named twice", `{"data":[{"id":"m"},{"id":"m"},{"id":""}]}`, "m", "", ""},
+		{"none", `{"object":"list","data":[]}`, "", "", "lists no model"},
+		{"error body", `{"error":{"message":"Unauthorized"}}`, "", "", "lists no model"},
+		{"not JSON", `<html>`, "", "", "invalid character"},
+		{"another shape", `{"data":{"id":"m"}}`, "", "", "cannot unmarshal"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := parseModels([]byte(tt.body))
-			if strings.Join(got, " ") != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
+			if strings.Join(got.names, " ") != tt.want || strings.Join(got.adapters, " ") != tt.adapters {
+				t.Errorf("%q, want %q with adapters %q", got, tt.want, tt.adapters)
 			}
 			if (err == nil) != (tt.fault == "") || (err != nil && !strings.Contains(err.Error(), tt.fault)) {
 				t.Errorf("error %v, want %q", err, tt.fault)
@@ -169,9 +169,9 @@ func TestModelsAnswerIsBounded(t *testing.T) {
 func FuzzParseModels(f *testing.F) {
 	f.Add([]byte(`{"object":"list","data":[{"id":"m","max_model_len":8192},{"id":"n","parent":"m"}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		names, err := parseModels(body)
-		if (len(names) == 0) != (err != nil) {
-			t.Errorf("%d names with error %v", len(names), err)
+		got, err := parseModels(body)
+		if (len(got.names) == 0) != (err != nil) || len(got.adapters) > len(got.names) {
+			t.Errorf("%+v with error %v", got, err)
 		}
 	})
 }

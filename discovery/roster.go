@@ -31,7 +31,7 @@ type member struct {
 	entry   int                // index of roster.entries; set once
 	address netip.AddrPort     // set once
 
-	models []string // as the engine said; nil: not known
+	serves served // as the engine said; without names: not known
 	// up is true after the first good probe, failed counts the bad ones since
 	// the last good one, down says that it gets no requests.
 	up     bool
@@ -113,14 +113,14 @@ func (r *roster) probed(id scoring.EndpointID, now time.Time, fault error, suspe
 	return m.down != was
 }
 
-// learned tells which models the engine says it serves, never empty. An id
-// that is gone is ignored. It reports whether the list changed.
-func (r *roster) learned(id scoring.EndpointID, models []string) (changed bool) {
+// learned tells what the engine says it serves, never without names. An id
+// that is gone is ignored. It reports whether that was news.
+func (r *roster) learned(id scoring.EndpointID, s served) (changed bool) {
 	m := r.member(id)
-	if m == nil || slices.Equal(m.models, models) {
+	if m == nil || slices.Equal(m.serves.names, s.names) && slices.Equal(m.serves.adapters, s.adapters) {
 		return false
 	}
-	m.models = models
+	m.serves = s
 	return true
 }
 
@@ -156,8 +156,10 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		Name:    name,
 		Address: m.address.String(),
 		Cluster: cmp.Or(e.Cluster, name),
-		Models:  m.models,
-		Ready:   !m.down,
+		Models:  m.serves.names,
+		// The engine knows which names are adapters, whoever says what it serves.
+		Adapters: m.serves.adapters,
+		Ready:    !m.down,
 		Cache: scoring.CacheIdentity{
 			Instance: e.LMCache.Instance, WorkerPort: e.LMCache.WorkerPort, Group: e.LMCache.Group,
 			Events: e.KVEvents.feed(alone),

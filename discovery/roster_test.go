@@ -108,7 +108,7 @@ func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 	r := testRoster(t, Entry{Name: "gpu", Address: "engine.example:8000"}, Entry{Address: "10.0.0.9:8000"})
 	r.resolved(1, addrs("10.0.0.9"))
 	r.resolved(0, addrs("10.0.0.1"))
-	r.learned(2, []string{"m"})
+	r.learned(2, served{names: []string{"m"}})
 	if got, want := show(r.endpoints()), "2 gpu 10.0.0.1:8000 ready [m]\n1 10.0.0.9:8000 10.0.0.9:8000 ready []\n"; got != want {
 		t.Fatalf("got\n%swant\n%s", got, want)
 	}
@@ -119,7 +119,7 @@ func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 	}
 	// What the former life was told comes too late.
 	r.probed(2, time.Unix(0, 0), errDown, false)
-	r.learned(2, []string{"old"})
+	r.learned(2, served{names: []string{"old"}})
 	if got, want := show(r.endpoints()), "3 gpu 10.0.0.2:8000 ready []\n1 10.0.0.9:8000 10.0.0.9:8000 ready []\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
@@ -166,10 +166,19 @@ func TestOneAddressIsOneEndpoint(t *testing.T) {
 func TestConfiguredModelsAreKept(t *testing.T) {
 	r := testRoster(t, Entry{Address: "[::1]:8000", Models: []string{"own", "alias"}, Cluster: "c"})
 	r.resolved(0, addrs("::1"))
-	r.learned(1, []string{"other"})
+	r.learned(1, served{names: []string{"other", "alias"}, adapters: []string{"alias"}})
 	e := r.endpoints()[0]
 	if got := strings.Join(e.Models, " "); got != "own alias" {
 		t.Errorf("models %q", got)
+	}
+	if got := strings.Join(e.Adapters, " "); got != "alias" {
+		t.Errorf("adapters %q, want what the engine says of them", got)
+	}
+	if r.learned(1, served{names: []string{"other", "alias"}, adapters: []string{"alias"}}) {
+		t.Error("the same again is no news")
+	}
+	if !r.learned(1, served{names: []string{"other", "alias"}}) || r.endpoints()[0].Adapters != nil {
+		t.Error("an alias that is no adapter any more is news")
 	}
 	if e.Address != "[::1]:8000" || e.Name != "[::1]:8000" || e.Cluster != "c" {
 		t.Errorf("%+v", e)

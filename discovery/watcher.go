@@ -49,7 +49,7 @@ type network interface {
 // engine answers the two questions that we ask of an engine.
 type engine interface {
 	health(ctx context.Context, path string) error
-	models(ctx context.Context) ([]string, error)
+	models(ctx context.Context) (served, error)
 }
 
 // New makes a Watcher over entries, which ValidateEntries found good. apiKey,
@@ -219,10 +219,10 @@ func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int
 		watch := &watch{address: m.address.String(), cancel: cancel, wake: make(chan struct{}, 1)}
 		w.watches[m.id] = watch
 		id, client := m.id, w.net.engine(w.roster.targets[entry], m.address)
-		askModels := len(w.roster.entries[entry].Models) == 0
+		configured := len(w.roster.entries[entry].Models) > 0
 		tasks.Go(func() {
 			defer cancel()
-			w.probe(ctx, id, client, watch.wake, askModels)
+			w.probe(ctx, id, client, watch.wake, configured)
 		})
 	}
 }
@@ -247,8 +247,10 @@ func (w *Watcher) instancesLocked(entry int) {
 const probeGap = 250 * time.Millisecond
 
 // probe watches one endpoint until ctx ends: its health at every interval and
-// when woken, its models (where asked for) when it comes up and now and then.
-func (w *Watcher) probe(ctx context.Context, id scoring.EndpointID, e engine, wake <-chan struct{}, askModels bool) {
+// when woken, its models when it comes up and now and then. Where its models are
+// configured, only its adapters are news: an engine that does not tell of them
+// is not pressed.
+func (w *Watcher) probe(ctx context.Context, id scoring.EndpointID, e engine, wake <-chan struct{}, configured bool) {
 	var (
 		suspect bool
 		askedAt time.Time // zero: the models are to be asked for
@@ -266,8 +268,8 @@ func (w *Watcher) probe(ctx context.Context, id scoring.EndpointID, e engine, wa
 		switch {
 		case err != nil:
 			askedAt = time.Time{}
-		case askModels && time.Since(askedAt) >= w.cfg.ModelsInterval:
-			if w.ask(ctx, id, e, &fault) {
+		case time.Since(askedAt) >= w.cfg.ModelsInterval:
+			if w.ask(ctx, id, e, &fault) || configured {
 				askedAt = began
 			}
 		}
@@ -328,13 +330,17 @@ func (w *Watcher) ask(ctx context.Context, id scoring.EndpointID, e engine, faul
 		return false
 	}
 	if err != nil {
-		w.log.Log(ctx, onceWarn(fault, err), "cannot learn the models of endpoint; it gets requests for every model until then", "endpoint", before.Name, "address", before.Address, "error", err)
+		consequence := "it gets requests for every model until then"
+		if len(before.Models) > 0 {
+			consequence = "its adapters are taken for models of their own"
+		}
+		w.log.Log(ctx, onceWarn(fault, err), "cannot learn the models of endpoint; "+consequence, "endpoint", before.Name, "address", before.Address, "error", err)
 		return false
 	}
 	*fault = ""
 	if w.roster.learned(id, models) {
 		w.publishLocked()
-		w.log.Info("endpoint serves models", "endpoint", before.Name, "address", before.Address, "models", models)
+		w.log.Info("endpoint serves models", "endpoint", before.Name, "address", before.Address, "models", models.names, "adapters", models.adapters)
 	}
 	return true
 }

@@ -76,14 +76,14 @@ func (e *fakeEngine) health(ctx context.Context, _ string) error {
 	return nil
 }
 
-func (e *fakeEngine) models(context.Context) ([]string, error) {
+func (e *fakeEngine) models(context.Context) (served, error) {
 	e.world.mu.Lock()
 	defer e.world.mu.Unlock()
 	e.queries++
 	if e.serves == nil {
-		return nil, errNoModels
+		return served{}, errNoModels
 	}
-	return e.serves, nil
+	return served{names: e.serves}, nil
 }
 
 // fleet is a Watcher that runs in a synctest bubble over a world.
@@ -191,8 +191,8 @@ func TestModelsAreAskedUntilKnown(t *testing.T) {
 			if got := w.engines[one].queries; got != 5 {
 				t.Errorf("asked %d times in 9 s, want 5: with each good probe", got)
 			}
-			if got := w.engines[two].queries; got != 0 {
-				t.Errorf("asked %d times for models that are configured", got)
+			if got := w.engines[two].queries; got != 1 {
+				t.Errorf("asked %d times for adapters of configured models, want once in a models interval", got)
 			}
 			w.engines[one].serves = []string{"m"}
 		})

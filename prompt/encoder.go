@@ -255,7 +255,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		d.release()
 		return p, fallbackNone, nil
 	}
-	p.Streamed, p.NoCache = f.streamed(), f.uncached(path)
+	p.Streamed, p.NoCache, p.Salt = f.streamed(), f.uncached(path), f.salt()
 	j := job{path: path, body: r.Body, doc: d, fields: f}
 	j.tokenizable = f.tokenizable(path)
 	return p, e.fill(ctx, p, j), nil

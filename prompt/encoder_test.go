@@ -578,3 +578,31 @@ func FuzzEncode(f *testing.F) {
 		}
 	})
 }
+
+// The salt is what the client sent, on every path and way; what an engine
+// refuses is not ours to judge.
+func TestSalt(t *testing.T) {
+	e := newEncoder(t, config(smallModel()), prompt.Options{})
+	const chat = `"messages":[{"role":"user","content":"Hello"}]`
+	for _, tc := range []struct{ path, body, want string }{
+		{chatPath, `{` + chat + `}`, ""},
+		{chatPath, `{` + chat + `,"cache_salt":"s1"}`, "s1"},
+		{chatPath, `{"cache_salt":"first",` + chat + `,"cache_salt":"\u00e4\"last"}`, `ä"last`},
+		{chatPath, `{"model":"unknown",` + chat + `,"cache_salt":"s1"}`, "s1"}, // estimated
+		{chatPath, `{` + chat + `,"cache_salt":null}`, ""},
+		{chatPath, `{` + chat + `,"cache_salt":""}`, ""},
+		{chatPath, `{` + chat + `,"cache_salt":7}`, ""},
+		{completionPath, `{"prompt":"Hello","cache_salt":"s1"}`, "s1"},
+		{completionPath, `{"prompt":[1,2,3],"cache_salt":"a/b@c"}`, "a/b@c"}, // vLLM before 0.32 takes it
+		{"/v1/embeddings", `{"input":"Hello","cache_salt":"s1"}`, ""},
+	} {
+		p, err := e.Encode(t.Context(), prompt.Request{Path: tc.path, Body: []byte(tc.body)})
+		if err != nil {
+			t.Errorf("%s: %v", tc.body, err)
+			continue
+		}
+		if p.Salt != tc.want {
+			t.Errorf("%s: salt %q, want %q", tc.body, p.Salt, tc.want)
+		}
+	}
+}

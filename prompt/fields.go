@@ -11,7 +11,7 @@ type fields struct {
 	addGenerationPrompt, continueFinalMessage, addSpecialTokens          value
 	truncatePromptTokens, truncationSide, maxTokens, maxCompletionTokens value
 	suffix, echo, logprobs, topLogprobs, promptLogprobs                  value
-	n, stream                                                            value
+	n, stream, cacheSalt                                                 value
 }
 
 func (f *fields) member(key string) *value {
@@ -64,6 +64,8 @@ func (f *fields) member(key string) *value {
 		return &f.n
 	case "stream":
 		return &f.stream
+	case "cache_salt":
+		return &f.cacheSalt
 	}
 	return nil
 }
@@ -93,6 +95,16 @@ const maxCopies = 16384
 func (f *fields) streamed() bool {
 	on, _ := f.stream.boolean()
 	return on
+}
+
+// salt is the cache_salt; empty where there is none. What an engine refuses (no
+// string, an empty one, from vLLM 0.32 on also one of more than 128 characters
+// or with @, /, \ or NUL in it) is its own to answer.
+func (f *fields) salt() string {
+	if f.cacheSalt.kind() != kindString {
+		return ""
+	}
+	return strings.Clone(f.cacheSalt.str())
 }
 
 // uncached: the engine has to compute every position to tell its probability,

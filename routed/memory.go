@@ -79,9 +79,14 @@ func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 		}
 	}
 	for s := range p.Sequences {
-		chain := chainOf(&p.Sequences[s])
-		for i, e := range endpoints {
+		var chain []uint64
+		var root uint64
+		for i := range endpoints {
+			e := &endpoints[i]
 			if h := m.of(e.ID); h != nil && rows[i] != nil {
+				if r := p.Root(e); chain == nil || r != root {
+					chain, root = chainOf(&p.Sequences[s], r), r
+				}
 				if n := h.leading(chain); n > 0 {
 					cached := scoring.Tokens(n * block)
 					rows[i][s] = scoring.Match{Cached: cached, Spans: []scoring.Span{{End: cached, Location: Location}}}
@@ -94,13 +99,16 @@ func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 
 // Decided notes that a prompt is on its way to an endpoint. Its blocks take
 // their place in the order of routing; they count as held from the first token.
-func (m *Memory) Decided(d *scoring.Decision) { m.note(d.Endpoint().ID, d.Prompt, false) }
+func (m *Memory) Decided(d *scoring.Decision) {
+	e := d.Endpoint()
+	m.note(&e, d.Prompt, false)
+}
 
 // FirstToken notes that the prompt has been computed, at the endpoint that
 // serves the request by now.
 func (m *Memory) FirstToken(d *scoring.Decision, _ time.Duration) {
 	if e, known := d.Reservation.Endpoint(); known {
-		m.note(e.ID, d.Prompt, true)
+		m.note(&e, d.Prompt, true)
 	}
 }
 
@@ -112,20 +120,20 @@ func (m *Memory) Ended(d *scoring.Decision, outcome scoring.Outcome, served stri
 	}
 	for i := range d.Candidates {
 		if e := &d.Candidates[i].Endpoint; e.Address == served {
-			m.note(e.ID, d.Prompt, true)
+			m.note(e, d.Prompt, true)
 		}
 	}
 }
 
 // note puts the prompt's blocks in front, its first block foremost: a prefix
 // must outlive what follows it. computed marks them as held.
-func (m *Memory) note(id scoring.EndpointID, p *scoring.Prompt, computed bool) {
-	h := m.of(id)
+func (m *Memory) note(e *scoring.Endpoint, p *scoring.Prompt, computed bool) {
+	h := m.of(e.ID)
 	if h == nil {
 		return
 	}
 	for s := range p.Sequences {
-		chain := chainOf(&p.Sequences[s])
+		chain := chainOf(&p.Sequences[s], p.Root(e))
 		h.mu.Lock()
 		for _, hash := range slices.Backward(chain) {
 			if state, ok := h.blocks.Get(hash); ok {
@@ -157,11 +165,11 @@ func (h *held) leading(chain []uint64) int {
 	return len(chain)
 }
 
-// chainOf hashes the whole blocks of a sequence.
-func chainOf(s *scoring.Sequence) []uint64 {
+// chainOf hashes the whole blocks of a sequence, from its root on.
+func chainOf(s *scoring.Sequence, root uint64) []uint64 {
 	ids := s.TokenIDs[:min(len(s.TokenIDs), int(s.Usable))]
 	chain := make([]uint64, 0, len(ids)/block)
-	prev := uint64(0)
+	prev := root
 	for end := block; end <= len(ids); end += block {
 		prev = scoring.ChainBlock(prev, ids[end-block:end])
 		chain = append(chain, prev)

@@ -229,11 +229,47 @@ func BenchmarkMatch(b *testing.B) {
 	}
 	m.SetEndpoints(endpoints)
 	p := prompt(1, 32_000)
-	for _, e := range endpoints {
-		m.note(e.ID, p, true)
+	for i := range endpoints {
+		m.note(&endpoints[i], p, true)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Match(p, endpoints)
+	}
+}
+
+// A salt's blocks are its own, and so are an adapter's, which is one only where
+// the engine says so.
+func TestSaltsAndAdaptersShareNothing(t *testing.T) {
+	m := New(Config{CapacityTokens: 10_000})
+	base := scoring.Endpoint{ID: 1, Address: "e1", Ready: true, Models: []string{"m", "l"}, Adapters: []string{"l"}}
+	alias := scoring.Endpoint{ID: 2, Address: "e2", Ready: true, Models: []string{"m", "l"}}
+	m.SetEndpoints([]scoring.Endpoint{base, alias})
+	as := func(model, salt string) *scoring.Prompt {
+		p := prompt(1, 1000)
+		p.Model, p.Salt = model, salt
+		return p
+	}
+	const all = 1000 / block * block
+	m.note(&base, as("m", ""), true)
+	m.note(&alias, as("m", ""), true)
+	m.note(&alias, as("l", "s"), true)
+	for _, tt := range []struct {
+		model, salt string
+		want        []scoring.Tokens
+	}{
+		{"m", "", []scoring.Tokens{all, all}},
+		{"m", "s", []scoring.Tokens{0, all}},
+		{"m", "other", []scoring.Tokens{0, 0}},
+		{"l", "", []scoring.Tokens{0, all}},
+		{"l", "s", []scoring.Tokens{0, all}},
+	} {
+		var got []scoring.Tokens
+		for _, row := range m.Match(as(tt.model, tt.salt), []scoring.Endpoint{base, alias}) {
+			got = append(got, row[0].Cached)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("model %q, salt %q: %d held, want %d", tt.model, tt.salt, got, tt.want)
+		}
 	}
 }

@@ -39,7 +39,7 @@ func TestSourcesCombine(t *testing.T) {
 }
 
 func TestLongestKeepsTheFasterPlace(t *testing.T) {
-	gpu := Match{Cached: 20, Spans: []Span{{20, "gpu"}}}
+	gpu := Match{Cached: 20, Spans: []Span{{End: 20, Location: "gpu"}}}
 	for _, tt := range []struct {
 		name        string
 		first, next Match
@@ -48,11 +48,11 @@ func TestLongestKeepsTheFasterPlace(t *testing.T) {
 		{"nothing", Match{}, Match{}, Match{}},
 		{"the first alone", gpu, Match{}, gpu},
 		{"the next alone", Match{}, gpu, gpu},
-		{"the next is no longer", gpu, Match{Cached: 20, Spans: []Span{{20, "cpu"}}}, gpu},
+		{"the next is no longer", gpu, Match{Cached: 20, Spans: []Span{{End: 20, Location: "cpu"}}}, gpu},
 		{
 			"the next goes on", gpu,
-			Match{Cached: 40, Spans: []Span{{10, "cpu"}, {30, "disk"}, {40, "cpu"}}},
-			Match{Cached: 40, Spans: []Span{{20, "gpu"}, {30, "disk"}, {40, "cpu"}}},
+			Match{Cached: 40, Spans: []Span{{End: 10, Location: "cpu"}, {End: 30, Location: "disk"}, {End: 40, Location: "cpu"}}},
+			Match{Cached: 40, Spans: []Span{{End: 20, Location: "gpu"}, {End: 30, Location: "disk"}, {End: 40, Location: "cpu"}}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
