@@ -26,6 +26,11 @@ FUZZTIME ?= 10s
 BENCH ?= .
 COUNT ?= 10
 
+# The LMCache releases whose real workers the tests run: one of each wire era,
+# in make test the two of them that engines run today.
+LMCACHE_VERSIONS := 0.5.6 0.3.11
+LMCACHE_OLDER := 0.3.9.post2
+
 # Go with the folder of the Rust library, whose name changes with its content:
 # Go's build cache sees changed flags, but no changed static library.
 WITH_NATIVE = env=$$(prompt/native/build.sh env) && eval "$$env" &&
@@ -33,7 +38,7 @@ GOTEST = go test -race -shuffle=on -count=1
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: .tools/stamp/libzmq ## compile bin/firsttoken
@@ -47,6 +52,10 @@ demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and 
 test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
+
+.PHONY: test-lmcache
+test-lmcache: .tools/stamp/libzmq .tools/stamp/lmcache-older ## run the real workers of older LMCache releases, which make test leaves out
+	@$(WITH_NATIVE) FIRSTTOKEN_LMCACHE_OLDER=true $(GOTEST) -run Older ./test/lmcache
 
 # The packages below test/ start Envoy and LMCache; test/ itself and the
 # folder-finding test/shared do not.
@@ -100,7 +109,12 @@ vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for 
 
 .tools/stamp/lmcache: test/lmcache/setup.sh
 	@mkdir -p $(@D)
-	@test/lmcache/setup.sh
+	@test/lmcache/setup.sh $(LMCACHE_VERSIONS)
+	@touch $@
+
+.tools/stamp/lmcache-older: test/lmcache/setup.sh
+	@mkdir -p $(@D)
+	@test/lmcache/setup.sh $(LMCACHE_OLDER)
 	@touch $@
 
 .tools/stamp/kvevents: test/kvevents/setup.sh

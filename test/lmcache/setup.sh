@@ -1,17 +1,16 @@
 #!/bin/sh
-# Installs the LMCache releases that the tests in this folder run against below
-# DIR/lmcache/<version>, each with the few packages that its worker code imports.
-# Once installed it calls no pip. Usage: setup.sh [DIR]; DIR is .tools of this
-# repository if not given.
+# Installs LMCache releases that the tests in this folder run against below
+# .tools/lmcache/<version>, each with the few packages that its worker code
+# imports. Once installed it calls no pip. Usage: setup.sh VERSION...
 set -eu
 
 python=${PYTHON:-python3}
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
-tools=${1:-$root/.tools}
+tools=${FIRSTTOKEN_TOOLS:-$root/.tools}
 # Exact versions: what passes today passes tomorrow.
 packages="msgspec==0.22.0 pyzmq==27.3.0 prometheus_client==0.26.0 PyYAML==6.0.3 cachetools==6.2.6"
 
-for version in 0.5.6 0.3.11; do
+for version in "$@"; do
 	dir=$tools/lmcache/$version
 	# Wheels are made for one Python.
 	stamp="lmcache==$version $packages $("$python" -c 'import sys; print(sys.implementation.cache_tag)')"

@@ -58,16 +58,49 @@ class CPUBackend:
     def get_keys(self):
         return [types.SimpleNamespace(chunk_hash=key) for key in self.hot]
 
-    def admit(self, op, keys):
+    def admit(self, keys):
         for key in keys:
             if key not in self.hot:
                 self.hot[key] = True
-                self.sender.add_kv_op(op_type=op.ADMIT, key=key)
+                self.sender.admit(key)
 
-    def evict(self, op, keys):
+    def evict(self, keys):
         for key in keys:
             if self.hot.pop(key, None):
-                self.sender.add_kv_op(op_type=op.EVICT, key=key)
+                self.sender.evict(key)
+
+
+class Batches:
+    """Reports of 0.3.10 and later, by LMCache's own sender."""
+
+    def __init__(self, worker, **about):
+        from lmcache.v1.cache_controller.message import OpType
+        from lmcache.v1.storage_backend.batched_message_sender import BatchedMessageSender
+
+        self.op = OpType
+        self.sender = BatchedMessageSender(lmcache_worker=worker, **about)
+
+    def admit(self, key):
+        self.sender.add_kv_op(op_type=self.op.ADMIT, key=key)
+
+    def evict(self, key):
+        self.sender.add_kv_op(op_type=self.op.EVICT, key=key)
+
+
+class Singles:
+    """Reports up to 0.3.9, one message a key, as its LocalCPUBackend sends them."""
+
+    def __init__(self, worker, config, metadata, location):
+        from lmcache.v1.cache_controller import message
+
+        self.messages, self.worker = message, worker
+        self.about = dict(instance_id=config.lmcache_instance_id, worker_id=metadata.worker_id, location=location)
+
+    def admit(self, key):
+        self.worker.put_msg(self.messages.KVAdmitMsg(key=key, **self.about))
+
+    def evict(self, key):
+        self.worker.put_msg(self.messages.KVEvictMsg(key=key, **self.about))
 
 
 class Engine:
@@ -88,9 +121,8 @@ def main():
     import zmq
 
     from lmcache.v1.cache_controller import worker as worker_module
-    from lmcache.v1.cache_controller.message import BatchedP2PLookupMsg, OpType
+    from lmcache.v1.cache_controller.message import BatchedP2PLookupMsg
     from lmcache.v1.config import LMCacheEngineConfig
-    from lmcache.v1.storage_backend.batched_message_sender import BatchedMessageSender
     from lmcache.v1.token_database import ChunkedTokenDatabase
 
     # The worker binds the socket that we listen on already: its port is known
@@ -118,6 +150,8 @@ def main():
     config.controller_pull_url = given["pull"]
     config.controller_reply_url = given["reply"]
     config.lmcache_worker_ports = [port]
+    # Up to 0.3.9 the worker takes it for granted; nobody is there.
+    config.p2p_host, config.p2p_init_ports = "127.0.0.1", [1]
     config.lmcache_worker_heartbeat_delay_time = 0
     config.lmcache_worker_heartbeat_time = given["heartbeat_seconds"]
     # The waits of a full sync, in real life many seconds.
@@ -139,7 +173,8 @@ def main():
     tokens = ChunkedTokenDatabase(config, metadata)
     backend = CPUBackend()
     worker = worker_module.LMCacheWorker(config, metadata, Engine(backend))
-    backend.sender = BatchedMessageSender(metadata=metadata, config=config, location=str(backend), lmcache_worker=worker)
+    sender = Batches if importlib.util.find_spec("lmcache.v1.storage_backend.batched_message_sender") else Singles
+    backend.sender = sender(worker, config=config, metadata=metadata, location=str(backend))
     say(event="ready", port=port)
 
     for line in sys.stdin:
@@ -147,13 +182,13 @@ def main():
         do = command["do"]
         if do == "store":
             keys = [key for _, _, key in tokens.process_tokens(tokens=command["tokens"], make_key=False)]
-            backend.admit(OpType, keys)
+            backend.admit(keys)
             say(done=do, keys=keys)
         elif do == "admit":
-            backend.admit(OpType, command["keys"])
+            backend.admit(command["keys"])
             say(done=do)
         elif do == "evict":
-            backend.evict(OpType, command["keys"])
+            backend.evict(command["keys"])
             say(done=do)
         elif do == "p2p":
             message = BatchedP2PLookupMsg(hashes=command["hashes"], instance_id=given["instance"], worker_id=0)
