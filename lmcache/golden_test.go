@@ -73,7 +73,8 @@ func loadGolden(tb testing.TB) (records []goldenRecord, tokens map[string][]uint
 }
 
 // TestGoldenKeys makes every key that the real token databases made, and again
-// with the NONE_HASH given instead of derived.
+// with the NONE_HASH given instead of derived. The file's mp_records are
+// TestMultiprocessGolden's.
 func TestGoldenKeys(t *testing.T) {
 	records, tokens := loadGolden(t)
 	made, all := make(map[string]int), 0

@@ -28,6 +28,11 @@ is not set; save_unfull_chunk may be left out for LMCache's own default. Where
 the engine's NONE_HASH is random, "none_hash" gives what was read from it: a
 decimal integer, or bytes in hex.
 
+For LMCache's multiprocess mode (lmcache server), whose keys depend on nothing
+else:
+
+  {"mode":"multiprocess","algorithm":"blake3","chunk_size":256,"tokens":[1,2,3]}
+
 Writes one line for each, integers in decimal and digests in hex:
 
   {"none_hash":"5313149338359954478","chunks":["7819940253026951142"]}
@@ -42,6 +47,8 @@ or {"error":"..."}, and goes on with the next.`,
 
 // keysQuestion is one line of input.
 type keysQuestion struct {
+	// Mode is empty, or multiprocess for the keys of lmcache server.
+	Mode            string    `json:"mode"`
 	LMCache         string    `json:"lmcache"`
 	VLLM            *string   `json:"vllm"`
 	Python          string    `json:"python"`
@@ -101,6 +108,13 @@ func chunkKeys(line []byte) (keysAnswer, error) {
 	if err := json.Unmarshal(line, &q); err != nil {
 		return keysAnswer{}, err
 	}
+	switch q.Mode {
+	case "":
+	case "multiprocess":
+		return multiprocessKeys(q)
+	default:
+		return keysAnswer{}, fmt.Errorf("mode is %q; write multiprocess, or leave it out", q.Mode)
+	}
 	if q.LMCache == "" || q.Python == "" || q.Algorithm == "" || q.ChunkSize == 0 || q.Tokens == nil || q.VLLM != nil && *q.VLLM == "" {
 		return keysAnswer{}, errors.New("lmcache, python, algorithm, chunk_size and tokens must all be given, and vllm as a version or null; see firsttoken keys --help")
 	}
@@ -120,4 +134,22 @@ func chunkKeys(line []byte) (keysAnswer, error) {
 		return keysAnswer{}, err
 	}
 	return keysAnswer{NoneHash: hasher.NoneHash(), Chunks: hasher.Texts(*q.Tokens)}, nil
+}
+
+func multiprocessKeys(q keysQuestion) (keysAnswer, error) {
+	if q.ChunkSize == 0 || q.Tokens == nil {
+		return keysAnswer{}, errors.New("chunk_size and tokens must be given; see firsttoken keys --help")
+	}
+	if q.Algorithm != "" && q.Algorithm != "blake3" {
+		return keysAnswer{}, fmt.Errorf("algorithm is %q; in multiprocess mode only blake3, LMCache's default there, can be predicted", q.Algorithm)
+	}
+	hasher, err := lmcache.NewTokenHasher(q.ChunkSize)
+	if err != nil {
+		return keysAnswer{}, err
+	}
+	answer := keysAnswer{NoneHash: hasher.NoneHash(), Chunks: []string{}}
+	for _, key := range hasher.Keys(nil, *q.Tokens) {
+		answer.Chunks = append(answer.Chunks, key.String())
+	}
+	return answer, nil
 }

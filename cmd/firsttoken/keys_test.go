@@ -36,6 +36,10 @@ func TestKeysCommand(t *testing.T) {
 		{`{"vllm":"0.33.0","pythonhashseed":"0",` + rest + `,"tokens":[1]}`, `{"error":"lmcache, python, algorithm, chunk_size and tokens must all be given, and vllm as a version or null; see firsttoken keys --help"}`},
 		{`{"lmcache":"0.3.11","vllm":null,"pythonhashseed":null,"python":"3.11","algorithm":"builtin","chunk_size":2,"tokens":[1]}`, `{"error":"builtin keys of LMCache 0.3.4 to 0.3.15 (here 0.3.11) hash None, which Python below 3.12 (here 3.11) does by its address in memory: every engine process has other keys; use algorithm sha256_cbor, Python 3.12, or LMCache 0.4.1 or newer"}`},
 		{`{"lmcache":"0.5.6","vllm":"0.33.0","pythonhashseed":"",` + rest + `,"none_hash":"5","tokens":[]}`, `{"none_hash":"5","chunks":[]}`},
+		{`{"mode":"multiprocess","algorithm":"sha256_cbor","chunk_size":2,"tokens":[1]}`, `{"error":"algorithm is \"sha256_cbor\"; in multiprocess mode only blake3, LMCache's default there, can be predicted"}`},
+		{`{"mode":"multiprocess","chunk_size":2}`, `{"error":"chunk_size and tokens must be given; see firsttoken keys --help"}`},
+		{`{"mode":"cluster","chunk_size":2,"tokens":[1]}`, `{"error":"mode is \"cluster\"; write multiprocess, or leave it out"}`},
+		{`{"mode":"multiprocess","chunk_size":9000,"tokens":[1]}`, `{"error":"chunk_size: is 9000; write a number from 1 to 8192, such as 256"}`},
 	}
 	var input strings.Builder
 	var want []string
@@ -48,23 +52,40 @@ func TestKeysCommand(t *testing.T) {
 	}
 }
 
+// value is a key as the vectors write it: an integer, or bytes in hex, which
+// those of multiprocess mode write as a plain string.
+type value struct{ Int, Bytes string }
+
+func (v *value) UnmarshalJSON(data []byte) error {
+	if data[0] == '"' {
+		return json.Unmarshal(data, &v.Bytes)
+	}
+	type plain value
+	return json.Unmarshal(data, (*plain)(v))
+}
+
 // TestKeysCommandGolden asks for all that the real token databases made.
 func TestKeysCommandGolden(t *testing.T) {
 	data, err := os.ReadFile(shared.File(t, "golden", "lmcache-hash.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	type value struct{ Int, Bytes string }
 	var golden struct {
 		TokenLists map[string]json.RawMessage   `json:"token_lists"`
 		Records    []map[string]json.RawMessage `json:"records"`
+		MP         struct {
+			Records []map[string]json.RawMessage `json:"records"`
+		} `json:"mp_records"`
 	}
 	if err := json.Unmarshal(data, &golden); err != nil {
 		t.Fatal(err)
 	}
+	for _, r := range golden.MP.Records {
+		r["mode"] = json.RawMessage(`"multiprocess"`) // the file's says which class of LMCache's made them
+	}
 	var input strings.Builder
 	var want []string
-	for _, r := range golden.Records {
+	for _, r := range append(golden.Records, golden.MP.Records...) {
 		var list string
 		var none value
 		var chunks []value
