@@ -57,6 +57,8 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	received := time.Now()
 	st.metrics.stage(stageReceive, received.Sub(st.began))
 	generation := st.generation()
+	ctx, cancel := context.WithTimeout(st.conn.Context(), st.cfg.DecisionDeadline)
+	defer cancel()
 	var p *scoring.Prompt
 	switch {
 	case len(st.body) > st.cfg.BodyLimit && generation:
@@ -67,7 +69,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	case len(st.body) == 0:
 		p = unsized()
 	default:
-		encoded, err := st.encode(whole)
+		encoded, err := st.encode(ctx, whole)
 		if err != nil {
 			return nil, err
 		}
@@ -75,6 +77,11 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 		st.metrics.stage(stageEncode, time.Since(received))
 	}
 	st.model = p.Model
+	done := st.askSources(ctx, p)
+	defer done()
+	if gone := st.conn.Context().Err(); gone != nil {
+		return nil, gone
+	}
 	d, err := st.pick(p)
 	if err != nil && !generation {
 		// Whether such a request needs an endpoint at all is not ours to say.
@@ -106,12 +113,10 @@ func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
 	return d, nil
 }
 
-// encode sizes the request within the decision deadline. Where that fails the
-// request is routed by the length of its body; only a request that no engine
-// would take is an error.
-func (st *stream) encode(whole bool) (*scoring.Prompt, error) {
-	ctx, cancel := context.WithTimeout(st.conn.Context(), st.cfg.DecisionDeadline)
-	defer cancel()
+// encode sizes the request before ctx, the decision deadline, ends. Where that
+// fails the request is routed by the length of its body; only a request that no
+// engine would take is an error.
+func (st *stream) encode(ctx context.Context, whole bool) (*scoring.Prompt, error) {
 	p, err := st.tokens(ctx)
 	if gone := st.conn.Context().Err(); gone != nil {
 		return nil, gone

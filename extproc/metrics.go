@@ -35,6 +35,7 @@ type stage string
 const (
 	stageReceive stage = "receive" // from the first part of the request to the last byte
 	stageEncode  stage = "encode"  // bytes to tokens
+	stageAsk     stage = "ask"     // sources that ask somebody else what is cached
 	stagePick    stage = "pick"    // cache lookup, weighing, booking
 )
 
@@ -50,6 +51,8 @@ const (
 	// causeHeadersLeft: the client let the headers go before it gave us
 	// anything that asks for a choice.
 	causeHeadersLeft = "headers_left"
+	// causeAsk: a source that asks somebody else had no answer in time.
+	causeAsk = "ask"
 )
 
 // causeOf names the fallback that an error leads to.
@@ -94,7 +97,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "firsttoken_decision_stage_seconds", Buckets: stageBuckets,
-			Help: "Time of each stage of a decision: receive, encode, pick.",
+			Help: "Time of each stage of a decision: receive, encode, ask, pick.",
 		}, []string{"stage"}),
 		decisions: counters("decisions_total", "Decisions by the reason of the choice.", "reason"),
 		tokens:    counter("prompt_tokens_total", "Prompt tokens of all decisions."),
@@ -109,7 +112,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"phase"}),
 		stageByName: map[stage]prometheus.Observer{},
 	}
-	for _, s := range []stage{stageReceive, stageEncode, stagePick} {
+	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.stages, m.decisions, m.tokens, m.cached,

@@ -50,6 +50,11 @@ type Deps struct {
 	Encoder Encoder
 	Metrics *Metrics
 	Log     *slog.Logger
+	// Ask lets cache sources ask somebody else what is cached of a prompt; they
+	// answer from it until done, which is never nil, is called. It must return
+	// when ctx ends; one that comes back later is no longer waited for. It may be
+	// nil.
+	Ask func(ctx context.Context, p *scoring.Prompt) (done func())
 	// Observer may be nil.
 	Observer Observer
 	// Probe is called with the address of an endpoint that Envoy could not
@@ -67,6 +72,7 @@ type Server struct {
 	cfg      Config
 	picker   *scoring.Picker
 	encoder  Encoder
+	ask      func(context.Context, *scoring.Prompt) func()
 	observer Observer
 	probe    func(address string)
 	metrics  *Metrics
@@ -94,6 +100,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		cfg:      cfg,
 		picker:   deps.Picker,
 		encoder:  deps.Encoder,
+		ask:      deps.Ask,
 		observer: deps.Observer,
 		probe:    deps.Probe,
 		metrics:  deps.Metrics,
