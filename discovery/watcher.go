@@ -330,11 +330,12 @@ func (w *Watcher) ask(ctx context.Context, id scoring.EndpointID, e engine, faul
 		return false
 	}
 	if err != nil {
-		consequence := "it gets requests for every model until then"
+		consequence := "it gets requests for every model"
 		if len(before.Models) > 0 {
 			consequence = "its adapters are taken for models of their own"
 		}
-		w.log.Log(ctx, onceWarn(fault, err), "cannot learn the models of endpoint; "+consequence, "endpoint", before.Name, "address", before.Address, "error", err)
+		w.log.Log(ctx, onceWarn(fault, err), "cannot learn the models of endpoint", "until_then", consequence,
+			"endpoint", before.Name, "address", before.Address, "error", err)
 		return false
 	}
 	*fault = ""

@@ -25,6 +25,11 @@ type batch struct {
 	// hashes and tokens are the memory behind the events' slices.
 	hashes []uint64
 	tokens []uint32
+	// The following are of the event that is being decoded: what they say depends
+	// on fields that may come later. extra are its extra_keys, still packed;
+	// numbered says that it tells an adapter's number.
+	extra    []byte
+	numbered bool
 }
 
 // event is one event, in the form that all versions share. What the index has
@@ -44,10 +49,12 @@ type event struct {
 	tokens []uint32
 	// blockSize is the number of tokens of a block; 0 where it is not told.
 	blockSize int
-	// lora: computed with an adapter.
-	lora bool
-	// foreign is the index of the first block whose hash has more in it than
-	// tokens (cache_salt, an image, an adapter); -1: none.
+	// adapter is the LoRA adapter that the blocks were computed with, and salt the
+	// cache_salt that their prompt's first block tells; empty: none.
+	adapter, salt string
+	// foreign is the index of the first block whose hash has something in it that
+	// we cannot know of a prompt: an image, embeddings, an adapter told by its
+	// number alone, or what a later vLLM may add; -1: none.
 	foreign int
 	// medium is where the blocks are, in lower case; gpu where it is not told.
 	medium string

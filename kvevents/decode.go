@@ -76,6 +76,7 @@ func timestamp(payload []byte) (float64, bool) {
 
 func (b *batch) decodeEvent(p []byte) (rest []byte, err error) {
 	e := event{foreign: -1, medium: mediumGPU}
+	b.extra, b.numbered = nil, false
 	switch msgp.NextType(p) {
 	case msgp.ArrayType:
 		rest, err = b.decodeArray(&e, p)
@@ -86,6 +87,12 @@ func (b *batch) decodeEvent(p []byte) (rest []byte, err error) {
 	}
 	if err != nil {
 		return p, err
+	}
+	if b.numbered && e.adapter == "" {
+		// Numbers are given as adapters are loaded; nothing tells whose it is.
+		e.foreign = 0
+	} else if err := e.decodeExtraKeys(b.extra); err != nil {
+		return p, fmt.Errorf("extra_keys: %w", err)
 	}
 	b.events = append(b.events, e)
 	return rest, nil
@@ -188,11 +195,9 @@ func (b *batch) decodeField(e *event, name, p []byte) (rest []byte, err error) {
 	case "kv_cache_spec_sliding_window":
 		e.window, rest, err = small(p, math.MaxInt32)
 	case "lora_id":
-		rest, err = e.decodeLoRA(p)
+		rest, err = b.decodeLoRA(p)
 	case "lora_name":
-		var adapter string
-		adapter, rest, err = text(p)
-		e.lora = e.lora || adapter != ""
+		e.adapter, rest, err = verbatim(p)
 	case "medium":
 		var medium string
 		if medium, rest, err = text(p); medium != "" {
@@ -201,7 +206,8 @@ func (b *batch) decodeField(e *event, name, p []byte) (rest []byte, err error) {
 	case "kv_cache_spec_kind":
 		e.spec, rest, err = text(p)
 	case "extra_keys":
-		rest, err = e.decodeExtraKeys(p)
+		rest, err = msgp.Skip(p)
+		b.extra = p[:len(p)-len(rest)]
 	default:
 		rest, err = msgp.Skip(p)
 	}
@@ -258,42 +264,96 @@ func (b *batch) decodeTokens(e *event, p []byte) ([]byte, error) {
 	return p, nil
 }
 
-// decodeLoRA reads an adapter's id: vLLM counts from 1.
-func (e *event) decodeLoRA(p []byte) ([]byte, error) {
+// decodeLoRA reads an adapter's number: vLLM counts from 1.
+func (b *batch) decodeLoRA(p []byte) ([]byte, error) {
 	switch msgp.NextType(p) {
 	case msgp.NilType:
 		return msgp.Skip(p)
 	case msgp.IntType, msgp.UintType:
 		id, rest, err := msgp.ReadInt64Bytes(p)
-		e.lora = e.lora || id > 0
+		b.numbered = id > 0
 		return rest, err
 	default:
-		e.lora = true // Whatever it is, it is not none.
+		b.numbered = true // Whatever it is, it is not none.
 		return msgp.Skip(p)
 	}
 }
 
-// decodeExtraKeys finds the first block that has some: null for none at all,
-// else for each block null or what its hash has in it besides tokens.
-func (e *event) decodeExtraKeys(p []byte) ([]byte, error) {
+// decodeExtraKeys reads what the blocks' hashes have in them besides tokens:
+// null for none at all, else for each block null or a list. The adapter's name
+// and the salt of a prompt's first block are what a prompt has too; the first
+// block with anything else is where foreign begins. p may be empty.
+func (e *event) decodeExtraKeys(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
 	n, p, err := list(p)
 	if err != nil {
-		return p, err
+		return err
 	}
 	for i := range n {
-		empty := msgp.IsNil(p)
+		keys, known := 0, msgp.IsNil(p)
 		if msgp.NextType(p) == msgp.ArrayType {
-			keys, _, err := msgp.ReadArrayHeaderBytes(p)
-			empty = err == nil && keys == 0
+			known = true
+			if keys, p, err = list(p); err != nil {
+				return err
+			}
+		} else if p, err = msgp.Skip(p); err != nil {
+			return err
 		}
-		if !empty && e.foreign < 0 {
+		named := false
+		for range keys {
+			tag, key := extraKey(p)
+			switch {
+			case tag != "cache_salt" && e.adapter != "" && key == e.adapter && !named:
+				named = true
+			case tag != "lora" && key != "" && e.salt == "" && i == 0 && !e.hasParent:
+				e.salt = key
+			default:
+				known = false
+			}
+			if p, err = msgp.Skip(p); err != nil {
+				return err
+			}
+		}
+		if !known && e.foreign < 0 {
 			e.foreign = i
 		}
-		if p, err = msgp.Skip(p); err != nil {
-			return p, err
-		}
 	}
-	return p, nil
+	return nil
+}
+
+// extraKey reads an element of a block's extra keys: a plain string, or with its
+// tag, as ["cache_salt", salt] and ["lora", name, path]. The key of anything else
+// is empty: an image is told as [hash, position], embeddings as bytes.
+func extraKey(p []byte) (tag, key string) {
+	if msgp.NextType(p) == msgp.StrType {
+		key, _, _ = verbatim(p)
+		return "", key
+	}
+	if msgp.NextType(p) != msgp.ArrayType {
+		return "", ""
+	}
+	n, p, err := msgp.ReadArrayHeaderBytes(p)
+	if err != nil || n < 2 || msgp.NextType(p) != msgp.StrType {
+		return "", ""
+	}
+	if tag, p, err = verbatim(p); err != nil || msgp.NextType(p) != msgp.StrType {
+		return "", ""
+	}
+	if key, _, err = verbatim(p); err != nil || tag != "cache_salt" && tag != "lora" {
+		return "", ""
+	}
+	return tag, key
+}
+
+// verbatim reads a string as it is; null is the empty one.
+func verbatim(p []byte) (string, []byte, error) {
+	if msgp.IsNil(p) {
+		rest, err := msgp.Skip(p)
+		return "", rest, err
+	}
+	return msgp.ReadStringBytes(p)
 }
 
 // list reads an array's length, or 0 for null. It is the message's word: nobody

@@ -4,12 +4,15 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/firsttoken/firsttoken/test/shared"
 )
@@ -139,16 +142,17 @@ func wantEvent(t *testing.T, fields map[string][]string, raw json.RawMessage) ev
 		case "medium":
 			unmarshal(t, value, &s)
 			e.medium = strings.ToLower(s)
-		case "lora_id", "lora_name":
-			e.lora = true
-		case "extra_keys":
-			var list []json.RawMessage
-			unmarshal(t, value, &list)
-			for i, keys := range list {
-				if string(keys) != "null" && e.foreign < 0 {
-					e.foreign = i
-				}
+		case "lora_id":
+			if name := record["lora_name"]; name == nil || string(name) == "null" {
+				e.foreign = 0
 			}
+		case "lora_name":
+			unmarshal(t, value, &e.adapter)
+		case "extra_keys":
+			if string(value) != `[["tenant-a"], null]` && string(value) != `[["tenant-a"],null]` {
+				t.Errorf("extra keys %s are new", value)
+			}
+			e.salt = "tenant-a"
 		case "group_idx":
 			unmarshal(t, value, &e.group)
 		case "kv_cache_spec_kind":
@@ -280,21 +284,106 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// An adapter may be told by name alone; 0 and an empty name are none.
-func TestDecodeAdapter(t *testing.T) {
-	for fields, want := range map[string]bool{
-		"a76c6f72615f6964" + "c0" + "a96c6f72615f6e616d65" + "a161": true,
-		"a76c6f72615f6964" + "01" + "a96c6f72615f6e616d65" + "c0":   true,
-		"a76c6f72615f6964" + "a161" + "a96c6f72615f6e616d65" + "c0": true,
-		"a76c6f72615f6964" + "00" + "a96c6f72615f6e616d65" + "a0":   false,
-		"a76c6f72615f6964" + "c0" + "a96c6f72615f6e616d65" + "c0":   false,
+// withKeys is a message of one event with fields as in JSON; bytes are written as
+// {"bytes": hex}.
+func withKeys(tb testing.TB, fields string) []byte {
+	tb.Helper()
+	decoder := json.NewDecoder(strings.NewReader(fields))
+	decoder.UseNumber()
+	var value map[string]any
+	if err := decoder.Decode(&value); err != nil {
+		tb.Fatal(err)
+	}
+	value["type"] = "BlockStored"
+	return packed(tb, nil, []any{json.Number("0"), []any{value}})
+}
+
+func packed(tb testing.TB, to []byte, value any) []byte {
+	tb.Helper()
+	switch v := value.(type) {
+	case nil:
+		return msgp.AppendNil(to)
+	case string:
+		return msgp.AppendString(to, v)
+	case json.Number:
+		n, err := v.Int64()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return msgp.AppendInt64(to, n)
+	case []any:
+		to = msgp.AppendArrayHeader(to, uint32(len(v)))
+		for _, element := range v {
+			to = packed(tb, to, element)
+		}
+		return to
+	case map[string]any:
+		if text, ok := v["bytes"].(string); ok {
+			return msgp.AppendBytes(to, unhex(tb, text))
+		}
+		to = msgp.AppendMapHeader(to, uint32(len(v)))
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			to = packed(tb, msgp.AppendString(to, key), v[key])
+		}
+		return to
+	}
+	tb.Fatalf("%T", value)
+	return nil
+}
+
+// What a block's hash has in it besides tokens: an adapter's name, a salt, and
+// what no prompt of ours can have. Fields come in any order.
+func TestDecodeExtraKeys(t *testing.T) {
+	const none = -1
+	for _, tt := range []struct {
+		fields, adapter, salt string
+		foreign               int
+	}{
+		{`{}`, "", "", none},
+		{`{"lora_id": null, "lora_name": null, "extra_keys": null}`, "", "", none},
+		{`{"lora_id": 0, "lora_name": "", "extra_keys": []}`, "", "", none},
+		{`{"extra_keys": [null, [], null]}`, "", "", none},
+		// An adapter by name, with and without number; by number alone it may be
+		// any.
+		{`{"lora_id": 1, "lora_name": "a"}`, "a", "", none},
+		{`{"lora_id": null, "lora_name": "A/b"}`, "A/b", "", none},
+		{`{"lora_id": 1}`, "", "", 0},
+		{`{"lora_id": "x", "lora_name": null}`, "", "", 0},
+		{`{"lora_id": 1, "lora_name": "a", "extra_keys": [["a"], ["a"]]}`, "a", "", none},
+		// A salt, on the first block of a prompt alone.
+		{`{"extra_keys": [["s"], null]}`, "", "s", none},
+		{`{"extra_keys": [[["cache_salt", "s"]], null]}`, "", "s", none},
+		{`{"lora_name": "a", "extra_keys": [["a", "s"], ["a"]]}`, "a", "s", none},
+		{`{"lora_name": "a", "extra_keys": [["a", "a"], ["a"]]}`, "a", "a", none},
+		{`{"lora_name": "a", "extra_keys": [["s"]]}`, "a", "s", none},
+		{`{"lora_name": "a", "extra_keys": [[["lora", "a", "/path"], ["cache_salt", "a"]], [["lora", "a", "/path"]]]}`, "a", "a", none},
+		{`{"extra_keys": [null, ["s"]]}`, "", "", 1},
+		{`{"parent_block_hash": 1, "extra_keys": [["s"]]}`, "", "", 0},
+		{`{"parent_block_hash": 1, "extra_keys": [[["cache_salt", "s"]]]}`, "", "", 0},
+		// Another adapter's, images, embeddings, and what may come.
+		{`{"extra_keys": [[["lora", "a", "/path"]]]}`, "", "", 0},
+		{`{"lora_name": "a", "extra_keys": [["a"], ["a", "a"]]}`, "a", "", 1},
+		{`{"lora_name": "a", "extra_keys": [["a"], [["cache_salt", "a"]]]}`, "a", "", 1},
+		{`{"extra_keys": [["s"], [["image", 3]], null]}`, "", "s", 1},
+		{`{"extra_keys": [[["image", -3], "s"]]}`, "", "s", 0},
+		{`{"extra_keys": [[["mm", "image", 0]]]}`, "", "", 0},
+		{`{"extra_keys": [[["mm", "image"]]]}`, "", "", 0},
+		{`{"extra_keys": [[["cache_salt", 3]]]}`, "", "", 0},
+		{`{"extra_keys": [[["cache_salt"]]]}`, "", "", 0},
+		{`{"extra_keys": [["image", "s"]]}`, "", "image", 0},
+		{`{"extra_keys": [[""]]}`, "", "", 0},
+		{`{"extra_keys": [null, [{"bytes": "00ff"}]]}`, "", "", 1},
+		{`{"extra_keys": [null, [7]]}`, "", "", 1},
+		{`{"extra_keys": ["s"]}`, "", "", 0},
+		{`{"extra_keys": [{"cache_salt": "s"}]}`, "", "", 0},
 	} {
 		var b batch
-		if err := b.decode(unhex(t, "920091"+"83a474797065ab426c6f636b53746f726564"+fields)); err != nil {
-			t.Fatal(err)
+		if err := b.decode(withKeys(t, tt.fields)); err != nil {
+			t.Errorf("%s: %v", tt.fields, err)
+			continue
 		}
-		if b.events[0].lora != want {
-			t.Errorf("%s: adapter %v, want %v", fields, b.events[0].lora, want)
+		if e := b.events[0]; e.adapter != tt.adapter || e.salt != tt.salt || e.foreign != tt.foreign {
+			t.Errorf("%s: adapter %q, salt %q, foreign from %d; want %q, %q, %d", tt.fields, e.adapter, e.salt, e.foreign, tt.adapter, tt.salt, tt.foreign)
 		}
 	}
 }

@@ -62,10 +62,15 @@ func (ix *index) match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 	}
 	ix.mu.RUnlock()
 	for q := range p.Sequences {
-		c := chains{ids: matchable(&p.Sequences[q])}
+		var c *chains
 		for i := range endpoints {
+			// Endpoints differ in it only where one calls an adapter what another
+			// does not.
+			if root := p.Root(&endpoints[i]); c == nil || c.root != root {
+				c = &chains{ids: matchable(&p.Sequences[q]), root: root}
+			}
 			for _, v := range views[i] {
-				m, known := v.match(&c)
+				m, known := v.match(c)
 				if !known {
 					continue
 				}

@@ -121,13 +121,6 @@ func (s say) stored(ids []uint32, begin int) event {
 	return e
 }
 
-// salted is stored with the salt that the first block's extra keys tell.
-func (s say) salted(ids []uint32) event {
-	e := s.stored(ids, 0)
-	e.foreign = 0
-	return e
-}
-
 // removed takes the blocks of ids from token begin on back.
 func (s say) removed(ids []uint32, begin int) event {
 	e := event{kind: kindRemoved, medium: s.place(), group: s.group}
@@ -257,16 +250,16 @@ func TestSilentEngineIsUnknown(t *testing.T) {
 	}
 }
 
-// Blocks with an adapter, a salt or an image are counted, but match nobody, and
-// so does what follows them; the same tokens without are another matter.
+// Blocks with an image or an adapter without name are counted, but match nobody,
+// and so does what follows them; the same tokens without are another matter.
 func TestForeignBlocksNeverMatch(t *testing.T) {
 	ids := prompt(1, 0, 16)
 	gpu, cpu, private := say{}, say{medium: "cpu", salt: "s"}, say{salt: "s"}
 	adapter := private.stored(ids[:8], 0)
-	adapter.lora = true
+	adapter.foreign = 0
 	image := private.stored(ids[:8], 0)
 	image.foreign = 1
-	for name, first := range map[string]event{"salt": private.salted(ids[:8]), "adapter": adapter, "image": image} {
+	for name, first := range map[string]event{"adapter": adapter, "image": image} {
 		t.Run(name, func(t *testing.T) {
 			e := newEngine(t, scoring.TierCapacity{})
 			e.tell(first, private.stored(ids, 8))
@@ -285,6 +278,66 @@ func TestForeignBlocksNeverMatch(t *testing.T) {
 			if n := len(e.v.shelves[0].blocks); n != 0 {
 				t.Errorf("%d blocks left on the GPU", n)
 			}
+		})
+	}
+}
+
+// Blocks with a salt or an adapter are found by prompts with the same, and by
+// nobody else; so is what follows them, and their copies in other tiers, which
+// do not say what there is besides tokens, whatever the size of their blocks.
+func TestSaltsAndAdaptersMatchTheirOwn(t *testing.T) {
+	ids := prompt(1, 0, 16)
+	endpoint := scoring.Endpoint{ID: 1, Models: []string{"m", "a", "b"}, Adapters: []string{"a", "b"}}
+	type who struct{ model, salt string }
+	everybody := []who{{"m", ""}, {"m", "s"}, {"m", "a"}, {"a", ""}, {"a", "s"}, {"b", ""}, {"b", "s"}}
+	for _, owner := range everybody {
+		t.Run(owner.model+"/"+owner.salt, func(t *testing.T) {
+			e := newEngine(t, scoring.TierCapacity{})
+			holds := func(what string, want ...scoring.Span) {
+				t.Helper()
+				for _, w := range everybody {
+					p := sequenceOf(ids)
+					p.Model, p.Salt = w.model, w.salt
+					m := e.ix.match(p, []scoring.Endpoint{endpoint})[0][0]
+					if w != owner {
+						if m.Cached != 0 {
+							t.Errorf("%s: a prompt of %q matches %d tokens", what, w, m.Cached)
+						}
+						continue
+					}
+					if diff := cmp.Diff(want, m.Spans); diff != "" {
+						t.Errorf("%s (-want +got)\n%s", what, diff)
+					}
+				}
+			}
+			name := fmt.Sprint(owner)
+			gpu := say{salt: name}
+			first, rest := gpu.stored(ids[:8], 0), gpu.stored(ids, 8)
+			first.salt = owner.salt
+			if owner.model != "m" {
+				first.adapter, rest.adapter = owner.model, owner.model
+			}
+			e.tell(first, rest)
+			holds("on the GPU", scoring.Span{End: 16, Location: "gpu"})
+			e.tell(say{salt: name, medium: "cpu"}.stored(ids[:8], 0), say{salt: name, medium: "storage", size: 8}.stored(ids, 0), gpu.removed(ids, 4))
+			holds("copied", scoring.Span{End: 4, Location: "gpu"}, scoring.Span{End: 8, Location: "cpu"}, scoring.Span{End: 16, Location: "storage"})
+			// What the copy goes on with is told by nobody else.
+			longer := append(slices.Clone(ids), prompt(2, 0, 8)...)
+			e.tell(say{salt: name, medium: "storage", size: 8}.stored(longer, 0))
+			p := sequenceOf(longer)
+			p.Model, p.Salt = owner.model, owner.salt
+			if got := e.ix.match(p, []scoring.Endpoint{endpoint})[0][0].Cached; got != 24 {
+				t.Errorf("%d tokens of the longer prompt, want 24", got)
+			}
+			for _, w := range everybody {
+				p.Model, p.Salt = w.model, w.salt
+				if got := e.ix.match(p, []scoring.Endpoint{endpoint})[0][0].Cached; w != owner && got != 0 {
+					t.Errorf("%d tokens for %q", got, w)
+				}
+			}
+			e.tell(event{kind: kindCleared}, say{salt: name, medium: "cpu"}.removed(ids[:8], 0),
+				say{salt: name, medium: "storage", size: 8}.removed(longer, 0), say{salt: name, medium: "storage", size: 8}.removed(ids, 0))
+			holds("removed")
 		})
 	}
 }
@@ -430,6 +483,28 @@ func TestGroups(t *testing.T) {
 		e.tell(windowed(window.stored(ids, 0), "sliding_window", 9), window.removed(ids[:28], 0))
 		e.holds(ids, 40)
 		e.holds(ids[:28], 0)
+	})
+	t.Run("window of blocks nobody can name", func(t *testing.T) {
+		// The event has the tokens of four blocks and the hashes of the last two.
+		e := newEngine(t, scoring.TierCapacity{})
+		some := windowed(window.stored(ids[:16], 0), "sliding_window", 9)
+		some.hashes = []uint64{1, 2}
+		e.tell(full.stored(ids[:16], 0), some)
+		e.holds(ids, 16)
+	})
+	t.Run("window of some blocks", func(t *testing.T) {
+		for _, later := range []bool{false, true} {
+			e := newEngine(t, scoring.TierCapacity{})
+			some := windowed(window.stored(ids[:24], 0), "sliding_window", 9)
+			some.hashes = some.hashes[4:]
+			if later {
+				e.tell(some, full.stored(ids, 0))
+			} else {
+				e.tell(full.stored(ids, 0), some)
+			}
+			e.holds(ids, 24)
+			e.holds(ids[:20], 0)
+		}
 	})
 	t.Run("state", func(t *testing.T) {
 		e := newEngine(t, scoring.TierCapacity{})

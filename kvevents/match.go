@@ -7,10 +7,11 @@ import (
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
-// chains are the chain hashes of one sequence for each block size in use,
-// computed no further than somebody asks. Owned by one Match.
+// chains are the chain hashes of one sequence from one root on, for each block
+// size in use, computed no further than somebody asks. Owned by one Match.
 type chains struct {
 	ids    []uint32
+	root   uint64
 	grains []grainChain
 }
 
@@ -24,7 +25,7 @@ type grainChain struct {
 func (c *chains) at(grain, end int) uint64 {
 	g := c.of(grain)
 	for n := len(g.chain) * grain; n < end; n += grain {
-		prev := uint64(0)
+		prev := c.root
 		if n > 0 {
 			prev = g.chain[len(g.chain)-1]
 		}
@@ -87,7 +88,7 @@ func (v *view) extendLocked(m *scoring.Match, c *chains, pos int, medium string,
 		case reachAll:
 			end, full = min(end, s.extend(c, pos, blocks)), true
 		case reachWindow:
-			windows = true
+			windows = windows || !s.silent()
 		case reachNone:
 		}
 	}
@@ -117,7 +118,7 @@ func (v *view) windowsLocked(c *chains, end int) int {
 	for {
 		before := end
 		for _, s := range v.shelves {
-			if s.medium == mediumGPU && s.reach == reachWindow {
+			if s.medium == mediumGPU && s.reach == reachWindow && !s.silent() {
 				end = s.tail(c, end)
 			}
 		}
@@ -126,6 +127,10 @@ func (v *view) windowsLocked(c *chains, end int) int {
 		}
 	}
 }
+
+// silent: nothing is known of the tokens that its blocks hold, so that it says
+// nothing of any prompt.
+func (s *shelf) silent() bool { return s.matched == 0 && len(s.blocks) > 0 }
 
 // extend is how far the shelf holds the sequence without a gap from pos on,
 // looking at no more than so many blocks.

@@ -31,7 +31,7 @@ func NewMetrics(reg prometheus.Registerer, s *Subscriber) *Metrics {
 		cleared:    desc("cleared_total", "Times that all that was known of the engine was forgotten, by reason: restart, gap (that no replay filled), bad_frame.", "endpoint", "reason"),
 		blocks:     desc("blocks", "Blocks that the engine holds, by medium.", "endpoint", "medium"),
 		tokens:     desc("tokens", "Tokens in them.", "endpoint", "medium"),
-		unmatched:  desc("unmatched_blocks", "Blocks that no prompt is compared with: their tokens are not known, or they belong to an adapter, a cache_salt or an image.", "endpoint"),
+		unmatched:  desc("unmatched_blocks", "Blocks that no prompt is compared with: their tokens are not known, or they hold an image, embeddings, or what an adapter without a name computed.", "endpoint"),
 		age:        desc("last_batch_age_seconds", "Time since the engine's last message; -1 before the first. An engine without work is silent.", "endpoint"),
 		strays:     desc("stray_messages_total", "Messages under a topic that is no endpoint's."),
 	}

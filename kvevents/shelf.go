@@ -81,9 +81,9 @@ type block struct {
 	size   uint32 // tokens
 }
 
-// foreign is the layout of blocks whose hash has more in it than tokens: with
-// an adapter, a cache_salt, an image. Prompts without those never match them,
-// nor what follows them.
+// foreign is the layout of blocks whose hash has something in it that we cannot
+// know of a prompt, such as an image. No prompt matches them, nor what follows
+// them.
 var foreign = &layout{}
 
 func newShelf(medium string, group int, capacity scoring.Tokens) *shelf {

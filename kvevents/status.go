@@ -21,7 +21,8 @@ type Status struct {
 	// silent.
 	LastBatch *time.Time `json:"last_batch"`
 	// Blocks are held by medium, all groups together; Unmatched of them hold
-	// tokens that are not known, or more than tokens (adapters, salts, images).
+	// tokens that are not known, or more than tokens (images, embeddings, adapters
+	// told without a name).
 	Blocks    map[string]int            `json:"blocks"`
 	Tokens    map[string]scoring.Tokens `json:"tokens"`
 	Unmatched int                       `json:"unmatched_blocks"`

@@ -31,7 +31,11 @@ type trace struct {
 	} `json:"kv_events"`
 }
 
-var cachedTokens = regexp.MustCompile(`"cached_tokens":(\d+)`)
+var (
+	cachedTokens = regexp.MustCompile(`"cached_tokens":(\d+)`)
+	// The engine tells the ids where they were asked for.
+	promptIDs = regexp.MustCompile(`"prompt_token_ids":(\[[\d,]+\])`)
+)
 
 // What the events told until each request was sent must predict what the
 // engine found cached for it, to the token.
@@ -69,30 +73,39 @@ func TestTracePredictsCachedTokens(t *testing.T) {
 		}
 	}
 	compared, hits := 0, 0
+	var salted *scoring.Prompt
 	for _, r := range tr.Requests {
 		until(r.SentAt)
-		var prompts [][]uint32
-		if json.Unmarshal(r.Body.Prompt, &prompts) != nil {
-			prompts = make([][]uint32, 1)
-			if json.Unmarshal(r.Body.Prompt, &prompts[0]) != nil {
-				continue // Text, of less than a block.
+		if salted != nil {
+			// What it stored is there for its salt.
+			if got := e.ix.match(salted, []scoring.Endpoint{{ID: 1}})[0][0].Cached; got != 96 {
+				t.Errorf("%d tokens of the salted prompt, want 96", got)
 			}
-		}
-		if r.Body.Salt != "" {
-			continue // Never matches; what it stores must not either.
+			salted = nil
 		}
 		said := -1
+		var told []byte
 		for _, chunk := range r.Chunks {
 			if text, ok := chunk[1].(string); ok {
 				if m := cachedTokens.FindStringSubmatch(text); m != nil {
 					said, _ = strconv.Atoi(m[1])
+				}
+				if m := promptIDs.FindStringSubmatch(text); m != nil && told == nil {
+					told = []byte(m[1])
 				}
 			}
 		}
 		if said < 0 {
 			continue // Cancelled before its usage was told.
 		}
-		p := &scoring.Prompt{}
+		var prompts [][]uint32
+		if json.Unmarshal(r.Body.Prompt, &prompts) != nil {
+			prompts = make([][]uint32, 1)
+			if json.Unmarshal(r.Body.Prompt, &prompts[0]) != nil && json.Unmarshal(told, &prompts[0]) != nil {
+				continue // Text of less than a block, of which no ids are known.
+			}
+		}
+		p := &scoring.Prompt{Salt: r.Body.Salt}
 		for _, ids := range prompts {
 			n := scoring.Tokens(len(ids))
 			p.Sequences = append(p.Sequences, scoring.Sequence{TokenIDs: ids, Length: n, Usable: n, Copies: 1})
@@ -105,11 +118,14 @@ func TestTracePredictsCachedTokens(t *testing.T) {
 			t.Errorf("%s: predicted %d cached tokens, the engine found %d", r.Name, predicted, said)
 		}
 		compared++
+		if r.Body.Salt != "" {
+			salted = p
+		}
 		if said > 0 {
 			hits++
 		}
 	}
-	if compared != 9 || hits != 4 {
+	if compared != 11 || hits != 4 {
 		t.Errorf("compared %d requests, %d of them with hits", compared, hits)
 	}
 	until(1e18)

@@ -19,6 +19,7 @@ type twinPlace struct {
 
 type twinBlock struct {
 	refs    int
+	salt    string
 	tokens  []uint32 // all from the beginning; nil: not known
 	foreign bool
 }
@@ -56,7 +57,7 @@ func (w twin) tell(e *event) {
 		if w[place] == nil {
 			w[place] = make(map[uint64]*twinBlock)
 		}
-		before := &twinBlock{tokens: []uint32{}}
+		before := &twinBlock{tokens: []uint32{}, salt: e.salt}
 		if e.hasParent {
 			before = w.find(place, e.parent)
 		}
@@ -72,12 +73,17 @@ func (w twin) tell(e *event) {
 				switch {
 				case before != nil && before.foreign || e.foreign >= 0 && i >= e.foreign:
 					b.foreign = true
-				case known != nil && known.foreign:
-					b.foreign = true
-				case before != nil && before.tokens != nil:
-					b.tokens = slices.Concat(before.tokens, e.tokens[i*e.blockSize:(i+1)*e.blockSize])
 				case known != nil:
-					b.tokens = known.tokens
+					b.tokens, b.salt, b.foreign = known.tokens, known.salt, known.foreign
+				case before != nil && before.tokens != nil:
+					b.tokens, b.salt = slices.Concat(before.tokens, e.tokens[i*e.blockSize:(i+1)*e.blockSize]), before.salt
+				}
+			}
+			if b.tokens != nil || b.foreign {
+				for _, blocks := range w {
+					if other := blocks[hash]; other != nil && other.tokens == nil && !other.foreign {
+						other.tokens, other.salt, other.foreign = b.tokens, b.salt, b.foreign
+					}
 				}
 			}
 			before = b
@@ -87,9 +93,9 @@ func (w twin) tell(e *event) {
 }
 
 // holds reports whether the tier holds the block that ends the prefix.
-func (w twin) holds(place twinPlace, prefix []uint32) bool {
+func (w twin) holds(place twinPlace, salt string, prefix []uint32) bool {
 	for _, b := range w[place] {
-		if slices.Equal(b.tokens, prefix) {
+		if b.salt == salt && slices.Equal(b.tokens, prefix) {
 			return true
 		}
 	}
@@ -97,7 +103,7 @@ func (w twin) holds(place twinPlace, prefix []uint32) bool {
 }
 
 // match is the length held: GPU in both groups, then cpu, both in blocks of 4.
-func (w twin) match(ids []uint32) int {
+func (w twin) match(salt string, ids []uint32) int {
 	pos := 0
 	groups := 0
 	for group := range 2 {
@@ -109,7 +115,7 @@ func (w twin) match(ids []uint32) int {
 		all := true
 		for group := range 2 {
 			place := twinPlace{mediumGPU, group}
-			if _, ok := w[place]; ok && !w.holds(place, ids[:pos+4]) {
+			if _, ok := w[place]; ok && !w.holds(place, salt, ids[:pos+4]) {
 				all = false
 			}
 		}
@@ -118,7 +124,7 @@ func (w twin) match(ids []uint32) int {
 		}
 		pos += 4
 	}
-	for pos+4 <= len(ids) && w.holds(twinPlace{"cpu", 0}, ids[:pos+4]) {
+	for pos+4 <= len(ids) && w.holds(twinPlace{"cpu", 0}, salt, ids[:pos+4]) {
 		pos += 4
 	}
 	return pos
@@ -137,7 +143,7 @@ func TestIndexAgainstTwin(t *testing.T) {
 		}
 		for step := range 150 {
 			ids := prompts[rng.IntN(len(prompts))]
-			who := []say{{}, {group: 1}, {medium: "cpu"}, {salt: "s"}, {salt: "s", medium: "cpu"}}[rng.IntN(5)]
+			who := []say{{}, {group: 1}, {medium: "cpu"}, {salt: "s"}, {salt: "s", medium: "cpu"}, {salt: "image"}}[rng.IntN(6)]
 			begin := 4 * rng.IntN(len(ids)/4)
 			if rng.IntN(3) > 0 {
 				begin = 0
@@ -148,8 +154,11 @@ func TestIndexAgainstTwin(t *testing.T) {
 				ev = event{kind: kindCleared, medium: mediumGPU}
 			case n < 50:
 				ev = who.stored(ids, begin)
-				if who.salt != "" && begin == 0 && who.medium == "" {
-					ev.foreign = 0
+				if begin == 0 && who.medium == "" {
+					ev.salt = who.salt
+				}
+				if rng.IntN(20) == 0 && who.salt == "image" {
+					ev.foreign = rng.IntN(len(ev.hashes))
 				}
 			default:
 				ev = who.removed(ids[:begin+4*rng.IntN((len(ids)-begin)/4+1)], begin)
@@ -157,8 +166,13 @@ func TestIndexAgainstTwin(t *testing.T) {
 			e.tell(ev)
 			w.tell(&ev)
 			for _, ids := range prompts {
-				if got, want := int(e.match(ids).Cached), w.match(ids); got != want {
-					t.Fatalf("seed %d step %d: %d cached, the twin says %d", seed, step, got, want)
+				for _, salt := range []string{"", "s"} {
+					p := sequenceOf(ids)
+					p.Salt = salt
+					got := int(e.ix.match(p, []scoring.Endpoint{{ID: 1}})[0][0].Cached)
+					if want := w.match(salt, ids); got != want {
+						t.Fatalf("seed %d step %d salt %q: %d cached, the twin says %d", seed, step, salt, got, want)
+					}
 				}
 			}
 		}

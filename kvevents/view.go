@@ -153,24 +153,34 @@ type place struct {
 // beginLocked finds where the event's first block begins. Caller must hold v.mu.
 func (v *view) beginLocked(s *shelf, e *event) place {
 	switch {
-	case e.lora:
+	case e.foreign == 0:
 		return place{layout: foreign}
 	case e.blockSize == 0 || len(e.tokens) == 0:
 		return place{}
+	case len(e.tokens)/e.blockSize > len(e.hashes):
+		// Groups with a window keep only some blocks of a prompt, and the event
+		// has the tokens of all: nobody knows which are whose.
+		return place{}
 	case !e.hasParent:
-		return place{layout: s.layout(e.blockSize, e.blockSize)}
+		return place{s.layout(e.blockSize, e.blockSize), scoring.ChainRoot(e.adapter, e.salt)}
 	}
 	parent := v.findLocked(s, e.parent)
-	switch {
-	case parent == nil || parent.layout == nil:
-		return place{}
-	case parent.layout == foreign:
-		return place{layout: foreign}
-	case parent.layout.grain != e.blockSize:
-		// A chain of blocks of another size cannot be gone on with.
+	if parent == nil {
 		return place{}
 	}
-	return place{s.layout(e.blockSize, e.blockSize), parent.chain}
+	return s.behind(parent, e.blockSize)
+}
+
+// behind is the place after b in a run of blocks of that size.
+func (s *shelf) behind(b *block, size int) place {
+	switch {
+	case b.layout == nil || b.layout == foreign:
+		return place{layout: b.layout}
+	case size%b.layout.grain != 0:
+		// A chain of larger blocks cannot be gone on with in smaller ones.
+		return place{}
+	}
+	return place{s.layout(b.layout.grain, size), b.chain}
 }
 
 // storeLocked admits block i of the event, which begins at the place and moves
@@ -190,15 +200,15 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
 		// copy do not say what there is besides tokens.
 		twin := v.twinLocked(s, hash)
 		switch {
-		case twin != nil && twin.layout == foreign:
-			s.identify(b, foreign, 0)
+		case twin != nil && s.copy(b, twin):
 		case at.layout != nil && end <= len(e.tokens):
-			s.identify(b, at.layout, scoring.ChainBlock(at.chain, e.tokens[end-e.blockSize:end]))
-		case twin != nil:
-			v.copyLocked(s, b, twin)
+			s.identify(b, at.layout, at.layout.extendChain(at.chain, e.tokens[end-e.blockSize:end]))
 		}
 	}
-	at.moveOn(b, e, i)
+	if b.layout != nil {
+		v.tellTwinsLocked(s, b)
+	}
+	s.moveOn(at, b, e, i)
 	if added {
 		v.total.Add(1)
 	}
@@ -208,25 +218,37 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
 	}
 }
 
+// extendChain is the chain behind tokens, a block of the layout.
+func (l *layout) extendChain(chain uint64, tokens []uint32) uint64 {
+	for begin := 0; begin+l.grain <= len(tokens); begin += l.grain {
+		chain = scoring.ChainBlock(chain, tokens[begin:begin+l.grain])
+	}
+	return chain
+}
+
 // moveOn moves the place behind block i of the event.
-func (at *place) moveOn(b *block, e *event, i int) {
-	end := (i + 1) * e.blockSize
-	switch {
-	case b.layout == foreign || b.layout != nil && b.layout.grain == e.blockSize:
-		*at = place{b.layout, b.chain}
+func (s *shelf) moveOn(at *place, b *block, e *event, i int) {
+	switch end := (i + 1) * e.blockSize; {
+	case e.blockSize == 0:
+	case b.layout == foreign || b.layout != nil && e.blockSize%b.layout.grain == 0:
+		*at = s.behind(b, e.blockSize)
 	case at.layout == nil || at.layout == foreign:
 	case b.layout == nil || end > len(e.tokens):
 		at.layout = nil
 	default:
-		// A tier told of the block in smaller ones before.
-		at.chain = scoring.ChainBlock(at.chain, e.tokens[end-e.blockSize:end])
+		// A tier told of the block in larger ones before.
+		at.chain = at.layout.extendChain(at.chain, e.tokens[end-e.blockSize:end])
 	}
 }
 
-// copyLocked identifies b by its twin in another tier, which is not foreign. A block told with a
-// larger size stands for several of the twin's, the twin being the last of
-// them. Caller must hold v.mu.
-func (v *view) copyLocked(s *shelf, b, twin *block) {
+// copy identifies b by its twin in another tier or group and reports whether it
+// could. A block told with a larger size stands for several of the twin's, the
+// twin being the last of them.
+func (s *shelf) copy(b, twin *block) bool {
+	if twin.layout == foreign {
+		s.identify(b, foreign, 0)
+		return true
+	}
 	stride := int(b.size)
 	switch {
 	case stride == 0:
@@ -234,10 +256,26 @@ func (v *view) copyLocked(s *shelf, b, twin *block) {
 		b.size = uint32(stride) //nolint:gosec // At most maxBlockSize.
 		s.tokens += scoring.Tokens(stride)
 	case stride%twin.layout.grain != 0:
-		return
+		return false
 	}
-	if l := s.layout(twin.layout.grain, stride); l != nil {
+	l := s.layout(twin.layout.grain, stride)
+	if l != nil {
 		s.identify(b, l, twin.chain)
+	}
+	return l != nil
+}
+
+// tellTwinsLocked identifies blocks of the same hash elsewhere that came before
+// anything was known of their tokens: the groups of one engine tell of a step in
+// any order. Caller must hold v.mu.
+func (v *view) tellTwinsLocked(s *shelf, b *block) {
+	for _, other := range v.shelves {
+		if other == s || other.matched == len(other.blocks) {
+			continue
+		}
+		if twin := other.blocks[b.hash]; twin != nil && twin.layout == nil {
+			other.copy(twin, b)
+		}
 	}
 }
 
