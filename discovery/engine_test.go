@@ -3,7 +3,9 @@ package discovery
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +15,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // client makes the client that production uses for the server.
@@ -190,4 +196,52 @@ func FuzzParseAddress(f *testing.F) {
 			t.Errorf("%q: %+v, again %+v, %v", address, got, again, err)
 		}
 	})
+}
+
+// Calls for other packages are made as probes are: to the address, verified by
+// the name, with the key; and no longer than the endpoint lives.
+func TestGetForOthers(t *testing.T) {
+	var host, key string
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/metrics" {
+			host, key = r.Host, r.Header.Get("Authorization")
+			fmt.Fprint(w, "12345")
+		}
+	}))
+	t.Cleanup(server.Close)
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	cfg.TLS.CAFile = file
+	lists := make(chan []scoring.Endpoint, 100)
+	w, err := New(cfg, []Entry{{Address: "https://127.0.0.1:" + port}}, "k3y", slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()),
+		func(list []scoring.Endpoint) { lists <- list })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- w.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	id := (<-lists)[0].ID
+
+	body, err := w.Get(t.Context(), id, "/metrics", 5)
+	if err != nil || string(body) != "12345" || host != "127.0.0.1:"+port || key != "Bearer k3y" {
+		t.Errorf("%q, %v; Host %q, Authorization %q", body, err, host, key)
+	}
+	if _, err := w.Get(t.Context(), id, "/metrics", 4); err == nil || !strings.Contains(err.Error(), "longer than 4") {
+		t.Errorf("a longer answer: %v", err)
+	}
+	if _, err := w.Get(t.Context(), id+1, "/metrics", 5); !errors.Is(err, ErrGone) {
+		t.Errorf("an endpoint that is not there: %v", err)
+	}
 }

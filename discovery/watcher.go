@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -34,6 +35,7 @@ type Watcher struct {
 // watch is one running probe loop.
 type watch struct {
 	address string
+	client  engine
 	cancel  context.CancelFunc
 	// wake asks for a probe at once. Its one place is what coalesces.
 	wake chan struct{}
@@ -46,10 +48,12 @@ type network interface {
 	engine(t target, address netip.AddrPort) engine
 }
 
-// engine answers the two questions that we ask of an engine.
+// engine answers the two questions that we ask of an engine, and those of
+// other packages.
 type engine interface {
 	health(ctx context.Context, path string) error
 	models(ctx context.Context) (served, error)
+	get(ctx context.Context, path string, limit int64) ([]byte, error)
 }
 
 // New makes a Watcher over entries, which ValidateEntries found good. apiKey,
@@ -157,6 +161,23 @@ func (w *Watcher) URL(id scoring.EndpointID) (base string, ok bool) {
 	return "http://" + m.address.String(), true
 }
 
+// ErrGone is the error of a call to an endpoint that is no more.
+var ErrGone = errors.New("the endpoint is gone")
+
+// Get is a call of our own to an endpoint, made as probes are: over a
+// connection of its own, with the same TLS and key. Path begins with a slash.
+// A status other than 2xx is an error, and so is a body of more than limit
+// bytes. The caller bounds the time by ctx.
+func (w *Watcher) Get(ctx context.Context, id scoring.EndpointID, path string, limit int64) ([]byte, error) {
+	w.mu.Lock()
+	watch := w.watches[id]
+	w.mu.Unlock()
+	if watch == nil {
+		return nil, ErrGone
+	}
+	return watch.client.get(ctx, path, limit)
+}
+
 // retryResolve is the pause after a name could not be resolved: at start the
 // DNS often knows the engines a moment later than we do.
 const retryResolve = 2 * time.Second
@@ -216,10 +237,10 @@ func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int
 	}
 	for _, m := range added {
 		ctx, cancel := context.WithCancel(ctx)
-		watch := &watch{address: m.address.String(), cancel: cancel, wake: make(chan struct{}, 1)}
-		w.watches[m.id] = watch
 		id, client := m.id, w.net.engine(w.roster.targets[entry], m.address)
 		configured := len(w.roster.entries[entry].Models) > 0
+		watch := &watch{address: m.address.String(), client: client, cancel: cancel, wake: make(chan struct{}, 1)}
+		w.watches[id] = watch
 		tasks.Go(func() {
 			defer cancel()
 			w.probe(ctx, id, client, watch.wake, configured)

@@ -86,6 +86,8 @@ func (e *fakeEngine) models(context.Context) (served, error) {
 	return served{names: e.serves}, nil
 }
 
+func (e *fakeEngine) get(context.Context, string, int64) ([]byte, error) { return nil, errDown }
+
 // fleet is a Watcher that runs in a synctest bubble over a world.
 type fleet struct {
 	*Watcher

@@ -40,6 +40,7 @@ var arrows = []arrow{
 	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth, fed by engines' own events"},
 	{"routed", []string{"scoring"}, "a source of cache truth; it remembers decisions and asks nobody"},
 	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},
+	{"counters", []string{"scoring"}, "what engines count of themselves; how they are called is handed to it"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},

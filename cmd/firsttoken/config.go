@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/kvevents"
@@ -41,6 +42,9 @@ type config struct {
 	Endpoints []discovery.Entry `yaml:"endpoints"`
 	// Discovery sets how the endpoints are watched.
 	Discovery discovery.Config `yaml:"discovery"`
+	// Counters sets how the engines' own counters are read: how much their cache
+	// holds, what they found there, when they were started.
+	Counters counters.Config `yaml:"counters"`
 	// LMCache sets how engines report to us what they have cached, and how that
 	// becomes cached prefixes.
 	LMCache lmcacheConfig `yaml:"lmcache"`
@@ -60,6 +64,7 @@ func defaultConfig() config {
 		Scoring:   scoring.DefaultConfig(),
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
+		Counters:  counters.DefaultConfig(),
 		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig()},
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
@@ -108,6 +113,7 @@ func (c config) validate() error {
 		c.Prompt.Validate("prompt"),
 		discovery.ValidateEntries("endpoints", c.Endpoints),
 		c.Discovery.Validate("discovery"),
+		c.Counters.Validate("counters"),
 		c.LMCache.Validate("lmcache"),
 		c.KVEvents.Validate("kv_events"),
 		c.Memory.Validate("memory"),

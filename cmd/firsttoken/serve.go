@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/kvevents"
@@ -69,6 +70,8 @@ type service struct {
 	source     *lmcache.Source
 	// events is nil where no engine publishes any.
 	events *kvevents.Subscriber
+	// counters is nil where the engines' own counters are not read.
+	counters *counters.Scraper
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
 
@@ -127,6 +130,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
+	s.readCounters(registry)
 	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
@@ -221,6 +225,9 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 	if s.events != nil {
 		s.events.SetEndpoints(endpoints)
 	}
+	if s.counters != nil {
+		s.counters.SetEndpoints(endpoints)
+	}
 	s.memory.SetEndpoints(endpoints)
 	s.picker.SetEndpoints(endpoints)
 }
@@ -294,6 +301,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	}
 	if s.events != nil {
 		group.Go(func() error { return s.events.Run(beside) })
+	}
+	if s.counters != nil {
+		group.Go(func() error { return s.counters.Run(beside) })
 	}
 	group.Go(func() error { return s.watcher.Run(beside) })
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })

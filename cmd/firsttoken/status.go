@@ -3,6 +3,7 @@ package main
 import (
 	"time"
 
+	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -67,6 +68,8 @@ type endpointStatus struct {
 	Decoding      int     `json:"decoding"`
 	// Instance is the LMCache instance whose reports count here; empty: none.
 	Instance string `json:"lmcache_instance,omitempty"`
+	// Counters are what the engine says of itself; null where that is not read.
+	Counters *counters.Status `json:"counters"`
 }
 
 func (s *service) status() status {
@@ -99,6 +102,7 @@ func (s *service) status() status {
 	if s.events != nil {
 		view.KVEvents = s.events.Status()
 	}
+	counted := s.counted()
 	for _, e := range s.watcher.Status() {
 		o := owed[e.Endpoint.ID]
 		row := endpointStatus{
@@ -112,6 +116,7 @@ func (s *service) status() status {
 			Waiting:       o.Waiting,
 			Decoding:      o.Decoding,
 			Instance:      instances[e.Endpoint.ID],
+			Counters:      counted[e.Endpoint.ID],
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed
