@@ -17,8 +17,9 @@ import (
 // three sockets, follows the protocol in a registry and keeps an Index of what
 // each worker reports.
 //
-// Two goroutines live in Run: one owns the sockets and answers within a
-// millisecond, one changes the Index, which may be slower. All methods are safe
+// Three goroutines live in Run: one owns the sockets whose messages are answered
+// and answers within a millisecond, one owns PULL, where one message may take
+// tens of milliseconds to read, and one changes the Index. All methods are safe
 // for concurrent use.
 type Controller struct {
 	cfg     ControllerConfig
@@ -27,18 +28,18 @@ type Controller struct {
 	index   *Index
 	queue   *changes
 
-	// The sockets belong to the goroutine of Run, before and after it to
-	// NewController and Close.
-	context                *zmq.Context
-	poller                 *zmq.Poller
-	pull, reply, heartbeat *zmq.Socket // heartbeat is nil where there is none
-	addresses              Addresses   // set once
-	close                  sync.Once
+	// Each socket and its poller belong to a goroutine of Run, before and after
+	// it to NewController and Close.
+	context            *zmq.Context
+	reports, questions *zmq.Poller
+	pull               *zmq.Socket // read by way of reports
+	reply, heartbeat   *zmq.Socket // by way of questions; heartbeat is nil where there is none
+	addresses          Addresses   // set once
+	close              sync.Once
 
-	badLog throttle // owned by Run's goroutine
-
-	mu       sync.Mutex // guards registry; never held over I/O
+	mu       sync.Mutex // guards the following fields; never held over I/O
 	registry *registry
+	badLog   throttle
 
 	// generation is the registry's, roster what Instances returned last.
 	generation atomic.Uint64
@@ -51,6 +52,10 @@ type Addresses struct{ Pull, Reply, Heartbeat string }
 
 // turn is how long one socket is read before the others have theirs.
 const turn = 200 * time.Microsecond
+
+// maxQuestion is the largest message in bytes on the sockets that answer: all
+// others wait while it is read. A lookup of a million tokens takes 40 KB.
+const maxQuestion = 1 << 20
 
 // NewController binds the sockets: from here on workers' messages wait for Run
 // and are not lost. It ends with Run, or with Close where Run is never called.
@@ -89,8 +94,8 @@ func (c *Controller) bind() error {
 	}
 	// Linger: a worker whose answer got lost with us waits 30 s before it asks
 	// the next one.
-	opts := zmq.Options{RecvHWM: c.cfg.ReceiveQueue, MaxPart: MaxMessage, Linger: 250 * time.Millisecond}
-	var sockets []*zmq.Socket
+	opts := zmq.Options{RecvHWM: c.cfg.ReceiveQueue, Linger: 250 * time.Millisecond}
+	var questions []*zmq.Socket
 	for _, s := range []struct {
 		name, address string
 		kind          zmq.Kind
@@ -109,6 +114,10 @@ func (c *Controller) bind() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
+		opts.MaxPart = maxQuestion
+		if s.kind == zmq.Pull {
+			opts.MaxPart = MaxMessage
+		}
 		if *s.socket, err = c.context.Socket(s.kind, opts); err != nil {
 			return err
 		}
@@ -117,17 +126,24 @@ func (c *Controller) bind() error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		*s.bound = strings.TrimPrefix(bound, "tcp://")
-		sockets = append(sockets, *s.socket)
+		if s.kind != zmq.Pull {
+			questions = append(questions, *s.socket)
+		}
 	}
-	c.poller, err = c.context.NewPoller(sockets...)
+	if c.questions, err = c.context.NewPoller(questions...); err != nil {
+		return err
+	}
+	c.reports, err = c.context.NewPoller(c.pull)
 	return err
 }
 
 // Close closes the sockets of a controller that will never Run.
 func (c *Controller) Close() {
 	c.close.Do(func() {
-		if c.poller != nil {
-			_ = c.poller.Close()
+		for _, p := range []*zmq.Poller{c.reports, c.questions} {
+			if p != nil {
+				_ = p.Close()
+			}
 		}
 		for _, s := range []*zmq.Socket{c.pull, c.reply, c.heartbeat} {
 			if s != nil {
@@ -147,29 +163,52 @@ func (c *Controller) Addresses() Addresses { return c.addresses }
 // it once.
 func (c *Controller) Run(ctx context.Context) error {
 	defer c.Close()
-	stop := context.AfterFunc(ctx, c.poller.Wake)
-	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		c.reports.Wake()
+		c.questions.Wake()
+	})()
 
-	var writer sync.WaitGroup
-	defer writer.Wait()
+	var writer, reader sync.WaitGroup
 	done := make(chan struct{})
-	defer close(done)
 	writer.Go(func() { c.write(done) })
+	var failed error // of the reader, until it has ended
+	reader.Go(func() {
+		defer cancel()
+		failed = c.serve(ctx, c.reports, nil)
+	})
+	err := c.serve(ctx, c.questions, c.check)
+	cancel()
+	reader.Wait()
+	close(done)
+	writer.Wait()
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("LMCache controller: %w", err)
+	}
+	return nil
+}
 
-	check := time.Now().Add(c.cfg.CheckInterval)
+// serve takes in what comes on the poller's sockets until ctx ends, and calls
+// check, where there is one, every CheckInterval.
+func (c *Controller) serve(ctx context.Context, poller *zmq.Poller, check func(now time.Time)) error {
+	timeout, next := time.Duration(-1), time.Now().Add(c.cfg.CheckInterval)
 	for ctx.Err() == nil {
-		ready, err := c.poller.Poll(max(0, time.Until(check)))
+		if check != nil {
+			timeout = max(0, time.Until(next))
+		}
+		ready, err := poller.Poll(timeout)
 		if err != nil {
-			return fmt.Errorf("LMCache controller: %w", err)
+			return err
 		}
 		for _, s := range ready {
 			if err := c.drain(s); err != nil {
-				return fmt.Errorf("LMCache controller: %w", err)
+				return err
 			}
 		}
-		if now := time.Now(); !now.Before(check) {
-			check = now.Add(c.cfg.CheckInterval)
-			c.check(now)
+		if now := time.Now(); check != nil && !now.Before(next) {
+			next = now.Add(c.cfg.CheckInterval)
+			check(now)
 		}
 	}
 	return nil
@@ -273,7 +312,10 @@ func (c *Controller) unlock() {
 // bad counts a message that could not be read.
 func (c *Controller) bad(err error, socket string) {
 	c.metrics.bad.WithLabelValues(socket).Inc()
-	if c.badLog.allow(time.Now()) {
+	c.mu.Lock()
+	tell := c.badLog.allow(time.Now())
+	c.mu.Unlock()
+	if tell {
 		c.log.Warn("a message could not be read; it is skipped", "socket", socket, "error", err)
 	}
 }
@@ -282,9 +324,9 @@ func (c *Controller) bad(err error, socket string) {
 func (c *Controller) check(now time.Time) {
 	c.mu.Lock()
 	c.registry.check(now)
-	counts, workers := c.registry.counts.clone(), len(c.registry.workers)
+	counts, workers, silent := c.registry.counts.clone(), len(c.registry.workers), c.registry.silent()
 	c.unlock()
-	c.metrics.update(counts, workers, c.queue.depth(), c.index.Stats())
+	c.metrics.update(counts, workers, silent, c.queue.depth(), c.index.Stats())
 }
 
 // DropInstance forgets an instance and all its keys: its endpoint was removed.
@@ -293,6 +335,13 @@ func (c *Controller) DropInstance(name string) {
 	c.mu.Lock()
 	defer c.unlock()
 	c.registry.dropInstance(time.Now(), name, droppedEndpoint)
+}
+
+// Claim implements Roster.
+func (c *Controller) Claim(generation uint64, instances map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.registry.claim(generation, instances)
 }
 
 // throttle lets one log line through in logPeriod. Not safe for concurrent use.

@@ -460,6 +460,14 @@ func BenchmarkHeartbeatUnderLoad(b *testing.B) {
 			}
 		}
 	})
+	benchmarkHeartbeats(b, r, a)
+	close(stop)
+	load.Wait()
+}
+
+// benchmarkHeartbeats asks again and again and reports how long answers take.
+func benchmarkHeartbeats(b *testing.B, r *rig, a lmcache.Registration) {
+	b.Helper()
 	s := r.dial(zmq.Dealer, r.Addresses().Heartbeat)
 	poller, err := r.ctx.NewPoller(s)
 	if err != nil {
@@ -482,8 +490,6 @@ func BenchmarkHeartbeatUnderLoad(b *testing.B) {
 		}
 		took = append(took, time.Since(begin))
 	}
-	close(stop)
-	load.Wait()
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
@@ -516,4 +522,38 @@ func BenchmarkController(b *testing.B) {
 	if slices.ContainsFunc(r.Status(), func(w lmcache.WorkerStatus) bool { return w.Gaps > 0 }) {
 		b.Error("reports got lost")
 	}
+}
+
+// BenchmarkHeartbeatBesideHugeReports asks while reports of 7 MB are read, each
+// what a worker sends that drops 170,000 chunks at once.
+func BenchmarkHeartbeatBesideHugeReports(b *testing.B) {
+	r := newRig(b)
+	a := registration("a")
+	keys := make([]lmcache.Key, 170_000)
+	for i := range keys {
+		keys[i] = lmcache.Key(i+1) * 0x9e3779b97f4a7c15
+	}
+	huge := batch(a.Worker, 0, keys...).Append(nil)
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			taken := r.taken()
+			for errors.Is(r.push.Send(huge), zmq.ErrAgain) {
+				time.Sleep(time.Millisecond)
+			}
+			for r.taken() == taken { // one at a time
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	benchmarkHeartbeats(b, r, a)
+	close(stop)
+	load.Wait()
+	b.ReportMetric(float64(len(huge))/1e6, "MB/report")
 }

@@ -19,6 +19,9 @@ type Roster interface {
 	Instances() (generation uint64, instances []Instance)
 	// Heard is when the instance last sent anything; zero where it is unknown.
 	Heard(instance string) time.Time
+	// Claim tells which instances belong to an endpoint, given the list of that
+	// generation. The others are forgotten once they have long been silent.
+	Claim(generation uint64, instances map[string]bool)
 }
 
 // Source is LMCache as a scoring.CacheIndex: it makes the chunk keys of a
@@ -91,6 +94,11 @@ func (s *Source) remapLocked(endpoints []scoring.Endpoint) {
 		}
 	}
 	s.view.Store(v)
+	claimed := make(map[string]bool, len(v.Instances))
+	for _, instance := range v.Instances {
+		claimed[instance] = true
+	}
+	s.roster.Claim(generation, claimed)
 	told := make(map[Unmapped]bool, len(v.Unmapped))
 	for _, u := range v.Unmapped {
 		// Before the first instance registers there is nothing wrong.

@@ -19,6 +19,8 @@ import (
 type roster struct {
 	list  atomic.Pointer[rosterList]
 	heard map[string]time.Time // set before use
+	// claimed is what Claim was told last.
+	claimed map[string]bool
 }
 
 type rosterList struct {
@@ -40,6 +42,8 @@ func (r *roster) Instances() (uint64, []lmcache.Instance) {
 }
 
 func (r *roster) Heard(instance string) time.Time { return r.heard[instance] }
+
+func (r *roster) Claim(_ uint64, instances map[string]bool) { r.claimed = instances }
 
 // fleet is a Source with everything around it.
 type fleet struct {
@@ -313,6 +317,9 @@ func TestSourceWarnsOnce(t *testing.T) {
 	log := f.log.String()
 	if n := strings.Count(log, "\n"); n != 2 || !strings.Contains(log, "endpoint=b") || !strings.Contains(log, "instance=stray") {
 		t.Errorf("%d lines, want one for endpoint b and one for instance stray:\n%s", n, log)
+	}
+	if diff := cmp.Diff(map[string]bool{"x": true}, f.roster.claimed); diff != "" {
+		t.Errorf("claimed instances (-want +got):\n%s", diff)
 	}
 	if m := f.Mapping(); m.Instances[1] != "x" || len(m.Unmapped) != 2 {
 		t.Errorf("mapping %+v", m)

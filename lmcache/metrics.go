@@ -14,10 +14,10 @@ type Metrics struct {
 	unanswered prometheus.Counter
 
 	// The following are brought up to date at every check.
-	workers, keys, records, queued prometheus.Gauge
-	gaps, lost, repeated           total
-	overflows, ignored, forgotten  total
-	syncs, dropped                 totals
+	workers, silent, keys, records, queued prometheus.Gauge
+	gaps, lost, repeated                   total
+	overflows, ignored, forgotten          total
+	syncs, dropped                         totals
 
 	// lastMessage is when the last message came, in Unix nanoseconds; 0: none.
 	lastMessage atomic.Int64
@@ -45,6 +45,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		bad:        vec("bad_frames_total", "Messages that could not be read, by socket: pull, reply, heartbeat.", "socket"),
 		unanswered: counter("answers_lost_total", "Answers that could not be sent because the worker was gone."),
 		workers:    gauge("workers", "LMCache workers known, registered or not."),
+		silent:     gauge("silent_workers", "Workers that registered and have sent neither report nor heartbeat since; only an engine restart heals them."),
 		keys:       gauge("keys", "Chunks that some engine holds."),
 		records:    gauge("records", "Records of the index: chunks times instances times locations."),
 		queued:     gauge("queue_keys", "Keys on their way from the sockets to the index."),
@@ -55,7 +56,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ignored:    total{counter: counter("ignored_total", "Workers or locations not followed because there were too many.")},
 		forgotten:  total{counter: counter("forgotten_records_total", "Records forgotten for want of room; above 0 calls for a larger max_keys.")},
 		syncs:      totals{vec: vec("full_syncs_total", "Full syncs, by event: started, completed, failed, refused.", "event")},
-		dropped:    totals{vec: vec("workers_dropped_total", "Workers dropped with their keys, by reason: deregistered, heartbeats_stopped, superseded, endpoint_removed.", "reason")},
+		dropped:    totals{vec: vec("workers_dropped_total", "Workers dropped with their keys, by reason: deregistered, heartbeats_stopped, superseded, endpoint_removed, no_endpoint.", "reason")},
 	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "firsttoken_lmcache_last_message_age_seconds",
@@ -75,8 +76,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 func (m *Metrics) message(class string) { m.messages.WithLabelValues(class).Inc() }
 
 // update brings to date what is counted elsewhere.
-func (m *Metrics) update(c counts, workers, queued int, index Stats) {
+func (m *Metrics) update(c counts, workers, silent, queued int, index Stats) {
 	m.workers.Set(float64(workers))
+	m.silent.Set(float64(silent))
 	m.queued.Set(float64(queued))
 	m.keys.Set(float64(index.Keys))
 	m.records.Set(float64(index.Held))

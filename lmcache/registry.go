@@ -13,6 +13,10 @@ const (
 	// maxStreams is the number of locations of one worker whose sequence
 	// numbers are followed; real workers have two.
 	maxStreams = 16
+	// unclaimedPatience is how long a worker that belongs to no endpoint may be
+	// silent before it is forgotten. An idle engine says nothing for hours; one
+	// that nobody routes to for so long is a test's, or of a fleet that is gone.
+	unclaimedPatience = time.Hour
 )
 
 // The reasons for a full sync, as LMCache's own controller words them; the
@@ -31,6 +35,7 @@ const (
 	droppedTimeout      = "heartbeats_stopped"
 	droppedSuperseded   = "superseded"
 	droppedEndpoint     = "endpoint_removed"
+	droppedUnclaimed    = "no_endpoint"
 )
 
 // registry is the controller's state machine: which workers there are, what
@@ -58,7 +63,11 @@ type registry struct {
 	order uint64
 	// generation counts changes of who is registered where.
 	generation uint64
-	counts     counts
+	// claimed are the instances that belonged to an endpoint at the generation
+	// claimedAt; nil: nobody has told yet.
+	claimed   map[string]bool
+	claimedAt uint64
+	counts    counts
 	// lossLog and moveLog keep what may happen with every message from flooding
 	// the log.
 	lossLog, moveLog throttle
@@ -371,9 +380,27 @@ func (g *registry) dropInstance(now time.Time, name, why string) {
 	g.send(now, nil, change{kind: changeDropInstance, worker: WorkerID{Instance: name}})
 }
 
+// claim notes which instances belong to an endpoint, given who was registered
+// at the generation.
+func (g *registry) claim(generation uint64, instances map[string]bool) {
+	g.claimed, g.claimedAt = instances, generation
+}
+
+// silent is how many workers are said to be probably broken.
+func (g *registry) silent() int {
+	n := 0
+	for _, w := range g.workers {
+		if w.silent {
+			n++
+		}
+	}
+	return n
+}
+
 // check looks for what does not happen: heartbeats that stopped, syncs that
 // got stuck, workers that never said a word.
 func (g *registry) check(now time.Time) {
+	told := g.claimed != nil && g.claimedAt == g.generation
 	for id, w := range g.workers {
 		if w.syncing() && now.Sub(w.sync.activity) > syncPatience {
 			g.syncFail(now, w, "no message of it for too long")
@@ -383,6 +410,12 @@ func (g *registry) check(now time.Time) {
 		patience := max(g.timeout, 3*w.period)
 		if !w.heartbeat.IsZero() && now.Sub(w.message) > patience {
 			g.remove(now, id, droppedTimeout)
+			continue
+		}
+		// No heartbeats, no endpoint that would go away one day: time alone
+		// tells that it is gone.
+		if told && !g.claimed[id.Instance] && now.Sub(w.message) > max(unclaimedPatience, patience) {
+			g.remove(now, id, droppedUnclaimed)
 			continue
 		}
 		if !w.provisional && !w.silent && w.heartbeat.IsZero() && w.report.IsZero() && now.Sub(w.registered) > g.silence {

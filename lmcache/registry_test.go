@@ -428,6 +428,38 @@ func TestOnlyLostHeartbeatsDropAWorker(t *testing.T) {
 	b.wantAsks(beating, reasonReRegistered)
 }
 
+// Who sends no heartbeats and belongs to no endpoint is forgotten after an hour
+// of silence; who has an endpoint never, and nobody as long as it is not known
+// who has one.
+func TestSilentWorkersWithoutEndpointAreForgotten(t *testing.T) {
+	b := newBench(t)
+	for i, name := range []string{"ours", "stray", "reporting"} {
+		b.handle(b.now, &RegisterMsg{at(worker0(name), "10.0.0.1", 1+i)}, true)
+		b.reports(worker0(name), cpu, ops(0, 1))
+	}
+	b.reports(worker0("provisional"), cpu, ops(0, 1))
+	b.now = b.now.Add(unclaimedPatience + time.Second)
+	b.reports(worker0("reporting"), cpu, ops(1, 2))
+	b.check(b.now)
+	if len(b.workers) != 4 {
+		t.Fatalf("%d workers before anybody told of endpoints, want all 4", len(b.workers))
+	}
+	b.claim(b.generation-1, map[string]bool{})
+	b.check(b.now)
+	if len(b.workers) != 4 {
+		t.Fatalf("%d workers after a claim that is out of date, want all 4", len(b.workers))
+	}
+	b.claim(b.generation, map[string]bool{"ours": true})
+	b.check(b.now)
+	b.wantHolds("ours", 1)
+	b.wantHolds("stray", 0)
+	b.wantHolds("provisional", 0)
+	b.wantHolds("reporting", 2)
+	if n := b.counts.dropped[droppedUnclaimed]; len(b.workers) != 2 || n != 2 {
+		t.Errorf("%d workers left, %d counted as dropped, want 2 and 2", len(b.workers), n)
+	}
+}
+
 func TestRareHeartbeatsAreNoLoss(t *testing.T) {
 	b := newBench(t)
 	a := at(worker0("a"), "10.0.0.1", 1)
@@ -505,8 +537,11 @@ func TestSilentWorkerIsNamed(t *testing.T) {
 	if !b.workers[worker0("mute")].silent || b.workers[worker0("talks")].silent {
 		t.Error("silent is told of the wrong worker")
 	}
+	if n := b.silent(); n != 1 {
+		t.Errorf("%d silent workers counted, want 1", n)
+	}
 	b.reports(worker0("mute"), cpu, ops(0, 1))
-	if b.workers[worker0("mute")].silent {
+	if b.workers[worker0("mute")].silent || b.silent() != 0 {
 		t.Error("a worker that reports is not silent")
 	}
 }

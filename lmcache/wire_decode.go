@@ -21,6 +21,9 @@ func Decode(b []byte) (Message, error) {
 		return nil, fmt.Errorf("message of %d bytes, at most %d are taken", len(b), MaxMessage)
 	}
 	if len(b) > 0 && b[0] == '{' {
+		if len(b) > maxJSON {
+			return nil, fmt.Errorf("JSON message of %d bytes, at most %d are taken; msgpack may have %d", len(b), maxJSON, MaxMessage)
+		}
 		var err error
 		if b, err = packJSON(b); err != nil {
 			return nil, fmt.Errorf("JSON message: %w", err)

@@ -10,6 +10,10 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
+// maxJSON is the largest JSON message in bytes that Decode takes: read
+// generically it takes thirty times the room and time of msgpack.
+const maxJSON = 1 << 20
+
 // packJSON turns a JSON object into the msgpack that Decode reads. No LMCache
 // release sends JSON, its controller takes it; so this need not be fast.
 func packJSON(b []byte) ([]byte, error) {

@@ -252,7 +252,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"a string for rank": []byte(`{"type":"FullSyncStatusMsg","instance_id":"a","worker_id":"0","sync_id":"s"}`),
 		"another op_type":   []byte(`{"type":"BatchedKVOperationMsg","instance_id":"a","worker_id":0,"location":"L","operations":[{"op_type":"pin","key":1,"seq_num":1}]}`),
 		"a huge name":       []byte(`{"type":"FullSyncStatusMsg","instance_id":"` + strings.Repeat("a", 4097) + `","worker_id":0,"sync_id":"s"}`),
-		"too large":         append([]byte(`{"type":"ErrorMsg","error":"`), make([]byte, lmcache.MaxMessage)...),
+		"too large":         append(slices.Clone(admit), make([]byte, lmcache.MaxMessage)...),
+		"too large a JSON":  []byte(`{"type":"ErrorMsg","error":"x"` + strings.Repeat(" ", 1<<20) + `}`),
 	} {
 		if m, err := lmcache.Decode(b); err == nil {
 			t.Errorf("%s: decoded %T", name, m)

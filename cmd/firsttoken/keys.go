@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +40,8 @@ Writes one line for each, integers in decimal and digests in hex:
 
   {"none_hash":"5313149338359954478","chunks":["7819940253026951142"]}
 
-or {"error":"..."}, and goes on with the next.`,
+or {"error":"..."}, and goes on with the next. Fields that are no settings, such
+as an "id", are ignored unless one looks like a setting misspelt.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return printKeys(cmd.OutOrStdout(), cmd.InOrStdin())
@@ -108,6 +112,9 @@ func chunkKeys(line []byte) (keysAnswer, error) {
 	if err := json.Unmarshal(line, &q); err != nil {
 		return keysAnswer{}, err
 	}
+	if err := misspelt(line); err != nil {
+		return keysAnswer{}, err
+	}
 	switch q.Mode {
 	case "":
 	case "multiprocess":
@@ -134,6 +141,33 @@ func chunkKeys(line []byte) (keysAnswer, error) {
 		return keysAnswer{}, err
 	}
 	return keysAnswer{NoneHash: hasher.NoneHash(), Chunks: hasher.Texts(*q.Tokens)}, nil
+}
+
+// keysFields are the settings that a line may have.
+var keysFields = []string{
+	"mode", "lmcache", "vllm", "python", "pythonhashseed", "algorithm", "chunk_size", "save_unfull_chunk", "none_hash", "tokens",
+}
+
+// misspelt finds a field that was probably meant to be a setting: left unread,
+// it would give keys of other settings without a word. Whatever else a line
+// has is a label of whoever asks.
+func misspelt(line []byte) error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(line, &fields); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if slices.ContainsFunc(keysFields, func(known string) bool { return strings.EqualFold(known, name) }) {
+			continue // as encoding/json reads it
+		}
+		for _, known := range keysFields {
+			low := strings.ToLower(name)
+			if wrong := distance(low, known); wrong <= 2 && 2*wrong < len(low) || len(low) > 3 && (strings.Contains(known, low) || strings.Contains(low, known)) {
+				return fmt.Errorf("field %q is unknown; is it %s?", name, known)
+			}
+		}
+	}
+	return nil
 }
 
 func multiprocessKeys(q keysQuestion) (keysAnswer, error) {
