@@ -52,8 +52,6 @@ func (s *Server) SetFaults(f Faults) error {
 	if err := f.validate(); err != nil {
 		return err
 	}
-	s.restart.Lock()
-	defer s.restart.Unlock()
 	s.mu.Lock()
 	changed := f.Refuse != s.faults.Refuse
 	if f.Hang != s.faults.Hang {
@@ -65,7 +63,7 @@ func (s *Server) SetFaults(f Faults) error {
 	}
 	s.faults = f
 	s.mu.Unlock()
-	s.life.Load().loop.setSlow(f.Slow)
+	s.loop.setSlow(f.Slow)
 	if changed {
 		return s.setOpen(!f.Refuse)
 	}

@@ -10,13 +10,8 @@ import (
 // Config says how the engines' LMCache is set up and how much to remember of
 // what it reports.
 type Config struct {
-	// Hashing says whether the chunk-key settings below are only where to begin
-	// (auto: where an engine's keys do not match them, others are tried until
-	// some match) or are taken for true (fixed).
-	Hashing string `yaml:"hashing"`
 	// Keys are the chunk-key settings of every engine for which nothing else is
-	// said. With hashing fixed they must be those that the engines really run
-	// with.
+	// said. They must be those that the engines really run with.
 	Keys KeyGroup `yaml:"keys"`
 	// Groups are further chunk-key settings by name. What a group leaves empty
 	// is as in keys, none_hash excepted.
@@ -28,28 +23,19 @@ type Config struct {
 	// of any instance then counts for all endpoints of its model and group.
 	SharedCache bool `yaml:"shared_cache"`
 	// MaxKeys is the most records kept of what is cached, one for each chunk,
-	// instance and location, of some 50 bytes. Past it, the chunks longest
+	// instance and location, of roughly 100 bytes. Past it, the chunks longest
 	// not reported are forgotten and counted.
 	MaxKeys int `yaml:"max_keys"`
 }
 
-// Values of Config.Hashing.
-const (
-	HashingAuto  = "auto"
-	HashingFixed = "fixed"
-)
-
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
-	return Config{Hashing: HashingAuto, Keys: DefaultKeyGroup(), MaxKeys: 2_000_000}
+	return Config{Keys: DefaultKeyGroup(), MaxKeys: 2_000_000}
 }
 
 // Validate joins all faults, each beginning with its path below path.
 func (c Config) Validate(path string) error {
 	faults := []error{c.Keys.Validate(path + ".keys")}
-	if c.Hashing != HashingAuto && c.Hashing != HashingFixed {
-		faults = append(faults, fmt.Errorf("%s.hashing: is %q; write %s or %s", path, c.Hashing, HashingAuto, HashingFixed))
-	}
 	for _, name := range slices.Sorted(maps.Keys(c.Groups)) {
 		faults = append(faults, c.Groups[name].Or(c.Keys).Validate(path+".groups."+name))
 		if name == "" {

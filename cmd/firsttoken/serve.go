@@ -68,8 +68,6 @@ type service struct {
 	// controller and source are nil where LMCache is off or not built in.
 	controller *lmcache.Controller
 	source     *lmcache.Source
-	// hashing is nil where source is, or where its settings are fixed.
-	hashing *lmcache.Detector
 	// events is nil where no engine publishes any.
 	events *kvevents.Subscriber
 	// counters is nil where the engines' own counters are not read.
@@ -144,9 +142,6 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
 	s.observe = observers{journal, s.memory}
-	if s.hashing != nil {
-		s.observe = append(s.observe, computed{s.hashing})
-	}
 	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
 		Picker:   s.picker,
 		Encoder:  s.encoder,
@@ -181,7 +176,6 @@ func (s *service) bindLMCache(registry prometheus.Registerer) error {
 	if err != nil {
 		return fmt.Errorf("lmcache: %w", err)
 	}
-	s.detectHashing(index, registry)
 	return nil
 }
 
@@ -304,9 +298,6 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 
 	if s.controller != nil {
 		group.Go(func() error { return s.controller.Run(beside) })
-	}
-	if s.hashing != nil {
-		group.Go(func() error { return s.hashing.Run(beside) })
 	}
 	if s.events != nil {
 		group.Go(func() error { return s.events.Run(beside) })
