@@ -118,7 +118,7 @@ func BenchmarkMatch(b *testing.B) {
 					for range length / size {
 						e.hashes = append(e.hashes, rng.Uint64())
 					}
-					v.apply(&batch{events: []event{e}}, now)
+					v.apply(&batch{events: []event{e}}, now, true)
 				}
 			}
 			p := sequenceOf(ids)
@@ -152,7 +152,7 @@ func BenchmarkMemory(b *testing.B) {
 				e.hashes = append(e.hashes, rng.Uint64())
 			}
 			tokens[0] = rng.Uint32()
-			v.apply(&batch{events: []event{e}}, now)
+			v.apply(&batch{events: []event{e}}, now, true)
 		}
 		b.ReportMetric(float64(heap()-before)/float64(ix.total.Load()), "B/block")
 		runtime.KeepAlive(ix)

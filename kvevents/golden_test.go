@@ -278,8 +278,8 @@ func FuzzDecode(f *testing.F) {
 		// Whatever it says, the index takes it.
 		ix := newIndex(Config{MaxBlocks: 100})
 		v := ix.open(1, feed(1))[0]
-		v.apply(&b, now)
-		v.apply(&b, now)
+		v.apply(&b, now, true)
+		v.apply(&b, now, true)
 		checkView(t, v)
 	})
 }

@@ -29,7 +29,11 @@ func (ix *index) open(id scoring.EndpointID, feed scoring.EventFeed) []*view {
 	ix.close(id)
 	views := make([]*view, max(1, feed.Ranks))
 	for i := range views {
-		views[i] = &view{capacity: feed.Capacity, total: &ix.total, most: ix.most}
+		views[i] = &view{rank: i, capacity: feed.Capacity, total: &ix.total, most: ix.most}
+	}
+	p := newProgress(id, views)
+	for _, v := range views {
+		v.progress = p
 	}
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
@@ -84,6 +88,16 @@ func (ix *index) match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 		}
 	}
 	return rows
+}
+
+// progress is that of an endpoint; nil where it publishes nothing.
+func (ix *index) progress(id scoring.EndpointID) *progress {
+	ix.mu.RLock()
+	defer ix.mu.RUnlock()
+	if views := ix.endpoints[id]; len(views) > 0 {
+		return views[0].progress
+	}
+	return nil
 }
 
 // matchable are the token ids that an engine may serve from its cache: never

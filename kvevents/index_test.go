@@ -153,7 +153,7 @@ func newEngine(t *testing.T, capacity scoring.TierCapacity) *engine {
 
 func (e *engine) tell(events ...event) {
 	e.t.Helper()
-	e.v.apply(&batch{events: events}, now)
+	e.v.apply(&batch{events: events}, now, true)
 	checkView(e.t, e.v)
 	checkTotal(e.t, e.ix)
 }
@@ -553,8 +553,8 @@ func TestMaxBlocks(t *testing.T) {
 		t.Fatalf("%d views, want one for each rank", len(second))
 	}
 	for i := range 50 {
-		first.apply(&batch{events: []event{say{}.stored(prompt(i, 0, 20), 0)}}, now)
-		second[i%2].apply(&batch{events: []event{say{}.stored(prompt(i, 0, 20), 0)}}, now)
+		first.apply(&batch{events: []event{say{}.stored(prompt(i, 0, 20), 0)}}, now, true)
+		second[i%2].apply(&batch{events: []event{say{}.stored(prompt(i, 0, 20), 0)}}, now, true)
 		if n := ix.total.Load(); n > 10 {
 			t.Fatalf("%d blocks, want at most 10", n)
 		}
@@ -576,9 +576,9 @@ func TestRanks(t *testing.T) {
 	ix := newIndex(DefaultConfig())
 	views := ix.open(1, feed(3))
 	ids := prompt(1, 0, 20)
-	views[2].apply(&batch{events: []event{say{}.stored(ids[:4], 0)}}, now)
-	views[0].apply(&batch{events: []event{say{}.stored(ids[:8], 0)}}, now)
-	views[1].apply(&batch{events: []event{say{}.stored(ids, 0)}}, now)
+	views[2].apply(&batch{events: []event{say{}.stored(ids[:4], 0)}}, now, true)
+	views[0].apply(&batch{events: []event{say{}.stored(ids[:8], 0)}}, now, true)
+	views[1].apply(&batch{events: []event{say{}.stored(ids, 0)}}, now, true)
 	if got := ix.match(sequenceOf(ids), []scoring.Endpoint{{ID: 1}})[0][0].Cached; got != 20 {
 		t.Errorf("%d cached, want 20", got)
 	}

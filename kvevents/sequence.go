@@ -122,7 +122,7 @@ func (s *stream) take(now time.Time, m message) {
 	}
 	s.tried = false
 	s.heard, s.live = true, m.seq
-	s.apply(now, m.seq, m.payload)
+	s.apply(now, m.seq, m.payload, true)
 }
 
 // restarted tells a message of a new life from one that a replay had already,
@@ -137,8 +137,9 @@ func (s *stream) restarted(m message) bool {
 	return ok && t > s.lastTime
 }
 
-// apply applies the message of that number, and expects the next.
-func (s *stream) apply(now time.Time, seq uint64, payload []byte) {
+// apply applies the message of that number, and expects the next. live: it is
+// not told again.
+func (s *stream) apply(now time.Time, seq uint64, payload []byte, live bool) {
 	s.begun, s.next = true, seq+1
 	if err := s.batch.decode(payload); err != nil {
 		// What it said is lost, so what we believe may be wrong from here on.
@@ -148,7 +149,7 @@ func (s *stream) apply(now time.Time, seq uint64, payload []byte) {
 		return
 	}
 	s.lastTime = s.batch.time
-	s.view.apply(s.batch, now)
+	s.view.apply(s.batch, now, live)
 }
 
 // forget clears the view and expects nothing in particular.
@@ -173,7 +174,7 @@ func (s *stream) answer(now time.Time, seq uint64, payload []byte) {
 	default:
 		// In order, or the first there is.
 		r.progress = true
-		s.apply(now, seq, payload)
+		s.apply(now, seq, payload, false)
 	}
 }
 

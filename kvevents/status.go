@@ -44,6 +44,8 @@ type Counts struct {
 	// Cleared is how often all that was known was forgotten, by reason:
 	// restart, gap (that no replay filled), bad_frame.
 	Cleared map[string]uint64 `json:"cleared"`
+	// Prefills are requests whose prompt the events told to be computed.
+	Prefills uint64 `json:"prefills"`
 	// Ignored are events of media and groups past what is followed.
 	Ignored uint64 `json:"ignored"`
 }
@@ -79,7 +81,7 @@ func (v *view) status() Status {
 		Known: v.known, Blocks: make(map[string]int), Tokens: make(map[string]scoring.Tokens),
 		Counts: Counts{
 			Batches: a.batches, Events: make(map[string]uint64), BadFrames: a.badFrames, Gaps: a.gaps, Restarts: a.restarts,
-			Replays: a.replays, FailedReplays: a.failed, Cleared: maps.Clone(a.cleared), Ignored: a.ignored,
+			Replays: a.replays, FailedReplays: a.failed, Cleared: maps.Clone(a.cleared), Ignored: a.ignored, Prefills: a.prefills,
 		},
 	}
 	if !a.lastBatch.IsZero() {

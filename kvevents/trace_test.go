@@ -67,7 +67,7 @@ func TestTracePredictsCachedTokens(t *testing.T) {
 			if err := b.decode(payload); err != nil {
 				t.Fatalf("event %d: %v", published[0].Seq, err)
 			}
-			e.v.apply(&b, now)
+			e.v.apply(&b, now, true)
 			checkView(t, e.v)
 			published = published[1:]
 		}

@@ -16,6 +16,8 @@ import (
 // One goroutine writes (the subscriber's); mu keeps readers out for the blocks
 // of one event at most, in parts of lockedBlocks.
 type view struct {
+	progress *progress            // its endpoint's; set once
+	rank     int                  // set once
 	capacity scoring.TierCapacity // set once
 	total    *atomic.Int64        // blocks of all views; shared
 	most     int64                // bounds total; set once
@@ -27,6 +29,10 @@ type view struct {
 	// shelves are in order of their tier, the fastest first. At most maxShelves.
 	shelves []*shelf
 	account account
+
+	// run are the hashes of the blocks of the event that was stored last, if a
+	// prefill's progress can be read from it; the writer's.
+	run []uint64
 }
 
 // account counts what happened to a view.
@@ -40,6 +46,7 @@ type account struct {
 	restarts  uint64
 	replays   uint64
 	failed    uint64 // replays
+	prefills  uint64
 	cleared   map[string]uint64
 }
 
@@ -59,8 +66,9 @@ const (
 	maxShelves = 64
 )
 
-// apply does what the batch says.
-func (v *view) apply(b *batch, now time.Time) {
+// apply does what the batch says. live: it tells what happened just now, so that
+// prefills may be over by it.
+func (v *view) apply(b *batch, now time.Time, live bool) {
 	v.mu.Lock()
 	v.known = true
 	v.account.lastBatch = now
@@ -74,6 +82,9 @@ func (v *view) apply(b *batch, now time.Time) {
 		switch e.kind {
 		case kindStored:
 			v.store(e)
+			if live {
+				v.follow(e, now)
+			}
 		case kindRemoved:
 			v.remove(e)
 		case kindCleared:
@@ -85,8 +96,71 @@ func (v *view) apply(b *batch, now time.Time) {
 	}
 }
 
+// follow tells the prompts under way what the event that was stored last computed.
+func (v *view) follow(e *event, now time.Time) {
+	if len(v.run) == 0 || v.progress.waiting.Load() == 0 {
+		return
+	}
+	if ended := v.progress.tell(v.progress.stored(v.rank, e.blockSize, v.run), now); ended > 0 {
+		v.note(func(a *account) { a.prefills += ended })
+	}
+}
+
+// fullLocked is what the progress of prefills is read from: the engine's own
+// blocks, of the first group that keeps all of a prompt; nil: there is none.
+// Caller must hold v.mu.
+func (v *view) fullLocked() *shelf {
+	for _, s := range v.shelves {
+		if s.medium == mediumGPU && s.reach == reachAll {
+			return s
+		}
+	}
+	return nil
+}
+
+// grain is the block size of the chains that most blocks are in; 0: none is yet.
+func (v *view) grain() int {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	grain, most := 0, 0
+	if s := v.fullLocked(); s != nil {
+		for _, l := range s.layouts {
+			if l.grain == l.stride && len(l.held) > most {
+				grain, most = l.grain, len(l.held)
+			}
+		}
+	}
+	return grain
+}
+
+// leading is how many of the chain's blocks are held from the first one on, but
+// for those of news.
+func (v *view) leading(grain int, chain, news []uint64) int {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := v.fullLocked()
+	if s == nil {
+		return 0
+	}
+	for _, l := range s.layouts {
+		if l.grain != grain || l.stride != grain {
+			continue
+		}
+		for i, hash := range chain {
+			if l.held[hash] == 0 || slices.Contains(news, hash) {
+				return i
+			}
+		}
+		return len(chain)
+	}
+	return 0
+}
+
 // clear forgets everything, for a reason that is counted.
 func (v *view) clear(reason string) {
+	if reason == clearedRestart {
+		v.progress.restarted()
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.dropLocked(func(*shelf) bool { return true })
@@ -125,6 +199,7 @@ func (v *view) dropLocked(which func(*shelf) bool) {
 func (v *view) store(e *event) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.run = v.run[:0]
 	s := v.shelfLocked(e.medium, e.group)
 	if s == nil {
 		v.account.ignored++
@@ -134,12 +209,16 @@ func (v *view) store(e *event) {
 		s.reach, s.window = reachOf(e.spec, e.window)
 	}
 	at := v.beginLocked(s, e)
+	full := s == v.fullLocked()
 	for i, hash := range e.hashes {
 		if i > 0 && i%lockedBlocks == 0 {
 			v.mu.Unlock()
 			v.mu.Lock() // Nobody else changes shelves.
 		}
-		v.storeLocked(s, e, i, hash, &at)
+		b := v.storeLocked(s, e, i, hash, &at)
+		if full && b.layout != nil && b.layout.grain == e.blockSize {
+			v.run = append(v.run, b.chain)
+		}
 	}
 }
 
@@ -184,8 +263,9 @@ func (s *shelf) behind(b *block, size int) place {
 }
 
 // storeLocked admits block i of the event, which begins at the place and moves
-// it on. Caller must hold v.mu.
-func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
+// it on. It may be forgotten at once, where there is no room. Caller must hold
+// v.mu.
+func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) *block {
 	if e.foreign >= 0 && i >= e.foreign {
 		at.layout = foreign
 	}
@@ -216,6 +296,7 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) {
 		s.forget(s.oldest)
 		v.total.Add(-1)
 	}
+	return b
 }
 
 // extendChain is the chain behind tokens, a block of the layout.

@@ -64,6 +64,8 @@ type link struct {
 	n     uint64
 	bytes [32]byte
 	size  int
+	// hashed: n is Python's hash of the link, which itself is not known.
+	hashed bool
 }
 
 func (l *link) key() Key {
@@ -117,7 +119,11 @@ func (c *chain) end() {
 // next is the link of the chunk that follows. It is valid until the next call.
 func (c *chain) next(tokens []uint32) *link {
 	if c.function == builtin {
-		c.last.n = uint64(hashChunk(int64(c.last.n), tokens, c.extra)) //nolint:gosec // the bits of a signed integer
+		prev := int64(c.last.n) //nolint:gosec // the bits of a signed integer
+		if !c.last.hashed {
+			prev = hashInt(prev)
+		}
+		c.last = link{n: uint64(hashLink(prev, hashTokens(tokens), c.extra))} //nolint:gosec // the bits of a signed integer
 		return &c.last
 	}
 	c.encoding = c.function.appendChunk(c.encoding[:0], &c.last, tokens, c.extra)

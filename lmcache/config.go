@@ -10,8 +10,13 @@ import (
 // Config says how the engines' LMCache is set up and how much to remember of
 // what it reports.
 type Config struct {
+	// Hashing says whether the chunk-key settings below are only where to begin
+	// (auto: where an engine's keys do not match them, others are tried until
+	// some match) or are taken for true (fixed).
+	Hashing string `yaml:"hashing"`
 	// Keys are the chunk-key settings of every engine for which nothing else is
-	// said. They must be those that the engines really run with.
+	// said. With hashing fixed they must be those that the engines really run
+	// with.
 	Keys KeyGroup `yaml:"keys"`
 	// Groups are further chunk-key settings by name. What a group leaves empty
 	// is as in keys, none_hash excepted.
@@ -28,14 +33,23 @@ type Config struct {
 	MaxKeys int `yaml:"max_keys"`
 }
 
+// Values of Config.Hashing.
+const (
+	HashingAuto  = "auto"
+	HashingFixed = "fixed"
+)
+
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
-	return Config{Keys: DefaultKeyGroup(), MaxKeys: 2_000_000}
+	return Config{Hashing: HashingAuto, Keys: DefaultKeyGroup(), MaxKeys: 2_000_000}
 }
 
 // Validate joins all faults, each beginning with its path below path.
 func (c Config) Validate(path string) error {
 	faults := []error{c.Keys.Validate(path + ".keys")}
+	if c.Hashing != HashingAuto && c.Hashing != HashingFixed {
+		faults = append(faults, fmt.Errorf("%s.hashing: is %q; write %s or %s", path, c.Hashing, HashingAuto, HashingFixed))
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Groups)) {
 		faults = append(faults, c.Groups[name].Or(c.Keys).Validate(path+".groups."+name))
 		if name == "" {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,9 @@ type Source struct {
 	shared bool
 
 	view atomic.Pointer[view]
+	// adopted are the instances whose settings are not the configuration's, as
+	// the Detector found them; nil: nothing explains its keys. Never nil.
+	adopted atomic.Pointer[map[string]*Hasher]
 
 	mu sync.Mutex // serialises remapping; guards the following fields
 	// told has what was warned of, so that it is once; bounded by the endpoints
@@ -58,6 +62,7 @@ func NewSource(cfg Config, index *Index, roster Roster, log *slog.Logger) (*Sour
 	}
 	s := &Source{index: index, roster: roster, log: log, keys: keys, shared: cfg.SharedCache, told: make(map[Unmapped]bool)}
 	s.view.Store(&view{Mapping: MapInstances(nil, nil)})
+	s.adopted.Store(&map[string]*Hasher{})
 	return s, nil
 }
 
@@ -118,8 +123,8 @@ func (s *Source) remapLocked(endpoints []scoring.Endpoint) {
 }
 
 // Match implements scoring.CacheIndex. An endpoint's row is nil where no
-// instance is mapped to it, where its instance has never been heard of, or
-// where it does not serve the prompt's model.
+// instance is mapped to it, where its instance has never been heard of or no
+// settings explain its keys, or where it does not serve the prompt's model.
 func (s *Source) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scoring.Match {
 	rows := make([][]scoring.Match, len(endpoints))
 	work := lookups.Get().(*lookup)
@@ -156,6 +161,8 @@ func (h *Hasher) comparable(p *scoring.Prompt, sequence int) []uint32 {
 // question is what the endpoints of one group of key settings are asked.
 type question struct {
 	hasher *Hasher
+	// configured are the settings that the configuration has for them.
+	configured *Hasher
 	// instances are asked; rows says which endpoint each answer is for.
 	instances []string
 	rows      []int
@@ -175,7 +182,7 @@ var lookups = sync.Pool{New: func() any { return new(lookup) }}
 // ask puts the endpoints together that share key settings, so that the keys of
 // a prompt are made once for each.
 func (l *lookup) ask(s *Source, p *scoring.Prompt, endpoints []scoring.Endpoint) []question {
-	v := s.current()
+	v, adopted := s.current(), *s.adopted.Load()
 	l.questions = l.questions[:0]
 	for i, e := range endpoints {
 		// Reports carry no model: two models may have the same keys, and only
@@ -184,18 +191,44 @@ func (l *lookup) ask(s *Source, p *scoring.Prompt, endpoints []scoring.Endpoint)
 		if hasher == nil || !e.Serves(p.Model) {
 			continue
 		}
-		q := l.question(hasher)
-		if id := v.Instances[e.ID]; id != "" {
+		id, configured := v.Instances[e.ID], hasher
+		if other, ok := adopted[id]; ok {
+			hasher = other
+		}
+		if hasher == nil {
+			continue
+		}
+		q := l.question(hasher, configured)
+		if id != "" {
 			q.instances, q.rows = append(q.instances, id), append(q.rows, i)
 		} else {
 			q.others = append(q.others, i)
 		}
 	}
+	if s.shared {
+		l.join()
+	}
 	return l.questions
 }
 
+// join asks for endpoints without an instance by the settings that were found
+// for those with the same configuration.
+func (l *lookup) join() {
+	for i := range l.questions {
+		q := &l.questions[i]
+		if len(q.instances) > 0 {
+			continue
+		}
+		at := slices.IndexFunc(l.questions, func(o question) bool { return o.configured == q.configured && len(o.instances) > 0 })
+		if at >= 0 {
+			l.questions[at].others = append(l.questions[at].others, q.others...)
+			q.others = q.others[:0]
+		}
+	}
+}
+
 // question finds or adds the one for hasher.
-func (l *lookup) question(hasher *Hasher) *question {
+func (l *lookup) question(hasher, configured *Hasher) *question {
 	for i := range l.questions {
 		if l.questions[i].hasher == hasher {
 			return &l.questions[i]
@@ -207,7 +240,7 @@ func (l *lookup) question(hasher *Hasher) *question {
 		l.questions = append(l.questions, question{})
 	}
 	q := &l.questions[len(l.questions)-1]
-	*q = question{hasher: hasher, instances: q.instances[:0], rows: q.rows[:0], others: q.others[:0]}
+	*q = question{hasher: hasher, configured: configured, instances: q.instances[:0], rows: q.rows[:0], others: q.others[:0]}
 	return q
 }
 
@@ -266,10 +299,12 @@ type keyGroups struct {
 	byDefault *Hasher
 	byName    map[string]*Hasher
 	byModel   map[string]*Hasher
+	// groups are the settings of each Hasher, all fields filled.
+	groups map[*Hasher]KeyGroup
 }
 
 func newKeyGroups(cfg Config) (keyGroups, error) {
-	g := keyGroups{byName: make(map[string]*Hasher), byModel: make(map[string]*Hasher)}
+	g := keyGroups{byName: make(map[string]*Hasher), byModel: make(map[string]*Hasher), groups: make(map[*Hasher]KeyGroup)}
 	// Groups with the same settings share a Hasher, and so the keys.
 	hashers := make(map[scheme]*Hasher)
 	hasher := func(path string, group KeyGroup) (*Hasher, error) {
@@ -280,7 +315,7 @@ func newKeyGroups(cfg Config) (keyGroups, error) {
 		if same := hashers[h.scheme]; same != nil {
 			return same, nil
 		}
-		hashers[h.scheme] = h
+		hashers[h.scheme], g.groups[h] = h, group.Or(DefaultKeyGroup())
 		return h, nil
 	}
 	var faults []error

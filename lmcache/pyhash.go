@@ -55,14 +55,18 @@ func (t tupleHash) end(n int) int64 {
 // hashEmptyTuple is hash(()).
 var hashEmptyTuple = tupleHash(tuplePrime5).end(0)
 
-// hashChunk is hash((prev, tokens, extra)).
-func hashChunk(prev int64, tokens []uint32, x extra) int64 {
+// hashTokens is hash(tokens) of a tuple of token ids.
+func hashTokens(tokens []uint32) int64 {
 	t := tupleHash(tuplePrime5)
 	for _, id := range tokens {
 		t = t.add(uint64(id))
 	}
-	h := t.end(len(tokens))
-	t = tupleHash(tuplePrime5).add(uint64(hashInt(prev))).add(uint64(h)) //nolint:gosec // the bits of a signed integer
+	return t.end(len(tokens))
+}
+
+// hashLink is hash((prev, tokens, extra)), of hash(prev) and hash(tokens).
+func hashLink(prev, tokens int64, x extra) int64 {
+	t := tupleHash(tuplePrime5).add(uint64(prev)).add(uint64(tokens)) //nolint:gosec // the bits of a signed integer
 	switch x {
 	case extraNone:
 		return t.add(hashNone).end(3)

@@ -136,16 +136,15 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 	if !template.knowsDeveloper {
 		turns = foldDevelopers(turns)
 	}
-	text, rendered, err := c.render(ctx, template, turns, now)
+	text, err := c.render(ctx, template, turns, now)
 	if err != nil {
 		return Encoded{}, err
 	}
 	p, err := m.tokenize(ctx, text, c.cut)
-	if err == nil && media {
-		err = c.findMedia(ctx, &p, template, turns, now)
+	if err != nil || !media {
+		return Encoded{Prompts: []EncodedPrompt{p}}, err
 	}
-	if err != nil {
-		rendered.Free()
+	if err := c.findMedia(ctx, &p, template, turns, now); err != nil {
 		return Encoded{}, err
 	}
 	for i := range turns {
@@ -155,7 +154,7 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 			}
 		}
 	}
-	return Encoded{Prompts: []EncodedPrompt{p}, rendered: rendered}, nil
+	return Encoded{Prompts: []EncodedPrompt{p}}, nil
 }
 
 // findMedia sets the usable prefix of a prompt with media: rendered again with
@@ -168,11 +167,10 @@ func (c *chat) findMedia(ctx context.Context, p *EncodedPrompt, template *chatTe
 			}
 		}
 	}
-	other, rendered, err := c.render(ctx, template, turns, now)
+	other, err := c.render(ctx, template, turns, now)
 	if err != nil {
 		return err
 	}
-	defer rendered.Free()
 	same := 0
 	for same < len(p.Text) && same < len(other) && p.Text[same] == other[same] {
 		same++
@@ -243,50 +241,42 @@ func (c *chat) excludesTools() bool {
 // again in the rendered text.
 const continueTag = "CONTINUE_FINAL_MESSAGE_TAG "
 
-// render is the text of the conversation, which lies in rendered: the caller frees
-// that.
-func (c *chat) render(ctx context.Context, t *chatTemplate, turns []turn, now time.Time) (text string, rendered *native.Text, err error) {
+// render is the text of the conversation.
+func (c *chat) render(ctx context.Context, t *chatTemplate, turns []turn, now time.Time) (string, error) {
 	if len(turns) == 0 {
-		return "", nil, refuse("", "Cannot apply chat template to an empty conversation. Provide at least one message.")
+		return "", refuse("", "Cannot apply chat template to an empty conversation. Provide at least one message.")
 	}
 	tail := ""
 	if c.continueFinalMessage {
 		if c.addGenerationPrompt {
-			return "", nil, refuse("", "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you want the model "+
+			return "", refuse("", "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you want the model "+
 				"to continue the final message, and add_generation_prompt when you want to add a header that will prompt it to start a new assistant message instead.")
 		}
 		if !strings.Contains(t.source, "content") {
-			return "", nil, refuse("", `continue_final_message is set to "content" but this is not an accepted field in the chat_template`)
+			return "", refuse("", `continue_final_message is set to "content" but this is not an accepted field in the chat_template`)
 		}
 		if last := &turns[len(turns)-1]; last.list && last.merged == nil && last.lastText() < 0 {
-			return "", nil, refuse("", "continue_final_message is set but we could not find any text to continue in the final message!")
+			return "", refuse("", "continue_final_message is set but we could not find any text to continue in the final message!")
 		}
 		tail = continueTag
 	}
 	variables := variablePool.Get().(*native.Value) //nolint:forcetypeassert // the pool holds nothing else
 	defer releaseVariables(variables)
 	if err := c.writeVariables(variables, t, turns, tail); err != nil {
-		return "", nil, err
+		return "", err
 	}
-	if rendered, err = t.compiled.Render(ctx, variables, now); err != nil {
-		return "", nil, renderFault(err)
+	text, err := t.compiled.Render(ctx, variables, now)
+	if err != nil {
+		return "", renderFault(err)
 	}
-	text = rendered.View()
 	if c.continueFinalMessage {
-		if text, err = cutContinued(text, turns[len(turns)-1].lastString()); err != nil {
-			rendered.Free()
-			return "", nil, err
+		last := &turns[len(turns)-1]
+		if last.list && last.merged == nil {
+			return cutContinued(text, last.parts[last.lastText()].str())
 		}
+		return cutContinued(text, last.text())
 	}
-	return text, rendered, nil
-}
-
-// lastString is the last text of the turn, which an answer goes on from.
-func (t *turn) lastString() string {
-	if t.list && t.merged == nil {
-		return t.parts[t.lastText()].str()
-	}
-	return t.text()
+	return text, nil
 }
 
 // renderFault tells the template's refusals, which the engine's template makes

@@ -194,11 +194,7 @@ func (t *turn) writeContent(out *native.Value, tail string) error {
 			}
 		}
 	}
-	switch {
-	case t.merged == nil && !t.list && len(t.parts) == 1:
-		t.parts[0].writeText(out, tail)
-		return nil
-	case t.merged != nil || !t.list:
+	if !t.list || t.merged != nil {
 		out.String(t.text() + tail)
 		return nil
 	}

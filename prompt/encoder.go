@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,12 +45,10 @@ type Encoder struct {
 	metrics  *Metrics
 	now      func() time.Time
 	models   map[string]*served // by name and alias
-	list     []*served          // each once
 	only     *served            // the model, where there is one
 	renderer *renderer          // nil: engines are not asked
 	slots    *semaphore.Weighted
-	parsing  *semaphore.Weighted // bulky bodies that are being parsed
-	stop     context.CancelFunc  // ends load
+	stop     context.CancelFunc // ends load
 
 	loaded  chan struct{} // closed by load when it ends
 	loadErr error         // written before loaded is closed
@@ -84,7 +83,6 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 		now:     o.Now,
 		models:  map[string]*served{},
 		slots:   semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
-		parsing: semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		loaded:  make(chan struct{}),
 	}
 	if e.log == nil {
@@ -119,10 +117,8 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 	if len(list) == 1 {
 		e.only = list[0]
 	}
-	e.list = list
 	ctx, stop := context.WithCancel(context.Background())
 	e.stop = stop
-	e.metrics.segments.follow(e.segmentCaches)
 	e.work.Go(func() { e.load(ctx, list) })
 	return e, nil
 }
@@ -140,9 +136,7 @@ func (e *Encoder) load(ctx context.Context, list []*served) {
 			break
 		}
 		begin := time.Now()
-		m, err := loadModel(s.cfg, native.Options{ //nolint:contextcheck // no request waits for it
-			MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent, CacheBytes: e.cfg.SegmentCacheBytes,
-		})
+		m, err := loadModel(s.cfg, native.Options{MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent}) //nolint:contextcheck // no request waits for it
 		if err != nil {
 			errs = append(errs, fmt.Errorf("model %s: %w", s.cfg.Name, err))
 			s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))
@@ -152,8 +146,7 @@ func (e *Encoder) load(ctx context.Context, list []*served) {
 		s.model.Store(m)
 		e.metrics.loaded.WithLabelValues(s.cfg.Name).Set(1)
 		e.log.Info("tokenizer loaded", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "engine", s.cfg.Engine,
-			"content_format", m.ContentFormat(), "remote", string(m.remote),
-			"segment_cache", m.segmentCache(e.cfg.SegmentCacheBytes), "seconds", time.Since(begin).Seconds())
+			"content_format", m.ContentFormat(), "remote", string(m.remote), "seconds", time.Since(begin).Seconds())
 	}
 	e.loadErr = errors.Join(errs...)
 }
@@ -188,20 +181,6 @@ func (e *Encoder) Model(name string) *Model {
 		}
 	}
 	return nil
-}
-
-// segmentCaches are the counters of each model's segment cache, by the model's
-// name; those without one are missing.
-func (e *Encoder) segmentCaches() map[string]native.CacheStats {
-	stats := map[string]native.CacheStats{}
-	for _, s := range e.list {
-		if m := s.model.Load(); m.tokenizer != nil {
-			if read, on := m.tokenizer.CacheStats(); on {
-				stats[s.cfg.Name] = read
-			}
-		}
-	}
-	return stats
 }
 
 // Close stops loading, waits for the encodings in progress and frees the
@@ -254,8 +233,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		d.release()
 		return none, fallbackNotText, nil
 	}
-	late, err := e.parse(ctx, d, r.Body)
-	if err != nil {
+	if err := parseBody(d, r.Body); err != nil {
 		d.release()
 		var fault *RequestError
 		switch {
@@ -263,7 +241,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 			return none, fallbackNone, nil
 		case errors.As(err, &fault) && fault.Param != "":
 			return nil, fallbackNone, fault
-		case errors.Is(err, errTooDeep), errors.Is(err, errTooMany):
+		case errors.Is(err, errTooDeep):
 			return none, fallbackTooLarge, nil
 		}
 		return none, fallbackNotText, nil
@@ -278,27 +256,9 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		return p, fallbackNone, nil
 	}
 	p.Streamed, p.NoCache, p.Salt = f.streamed(), f.uncached(path), f.salt()
-	j := job{path: path, body: r.Body, doc: d, fields: f, late: late}
+	j := job{path: path, body: r.Body, doc: d, fields: f}
 	j.tokenizable = f.tokenizable(path)
 	return p, e.fill(ctx, p, j), nil
-}
-
-// bulky is the length of body from which on a tape of its values is too much
-// memory to be had by any number of requests at once: tens of bytes for each
-// byte of the body where all values are tiny.
-const bulky = 1 << 20
-
-// parse reads the body into d; few bulky ones at once. late: the others' turn did
-// not end before ctx, so d is shallow.
-func (e *Encoder) parse(ctx context.Context, d *document, body []byte) (late bool, err error) {
-	if len(body) > bulky && !d.shallow {
-		if e.parsing.Acquire(ctx, 1) == nil {
-			defer e.parsing.Release(1)
-		} else {
-			d.shallow, late = true, true
-		}
-	}
-	return late, parseBody(d, body)
 }
 
 // generationPath is the path that generates tokens from a prompt; empty for all
@@ -320,7 +280,6 @@ type job struct {
 	body   []byte
 	doc    *document
 	fields fields
-	late   bool // there was no time for a whole tape
 	// tokenizable: an engine's /tokenize gives the same ids as its render.
 	tokenizable bool
 }
@@ -356,12 +315,9 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	}
 	if j.doc.shallow {
 		j.doc.release()
-		if j.late {
-			return nil, "", fallbackDeadline
-		}
 		return nil, "", fallbackTooLarge
 	}
-	got, given, err := e.encodeHere(ctx, s, j)
+	got, err := e.encodeHere(ctx, s, j)
 	var fault *RequestError
 	switch {
 	case errors.As(err, &fault):
@@ -373,7 +329,7 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	case err != nil:
 		e.log.Warn("prompt not tokenized", "model", s.cfg.Name, "error", err)
 		return nil, "", fallbackFailed
-	case got.Remote == RemoteNone && given:
+	case got.Remote == RemoteNone && !slices.ContainsFunc(got.Prompts, func(p EncodedPrompt) bool { return p.Text != "" }):
 		return got.Prompts, scoring.TokensGiven, fallbackNone
 	case got.Remote == RemoteNone:
 		return got.Prompts, scoring.TokensNative, fallbackNone
@@ -392,16 +348,14 @@ func unconfigured(name string) *served {
 }
 
 // encodeHere runs the model's encoding in a goroutine of its own, which keeps
-// its slot and the document until it is done, also where ctx ends before. The
-// prompts have no texts; given: they had none, the client sent ids.
-func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Encoded, given bool, err error) {
+// its slot and the document until it is done, also where ctx ends before.
+func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (Encoded, error) {
 	if err := e.slots.Acquire(ctx, 1); err != nil {
 		j.doc.release()
-		return Encoded{}, false, err
+		return Encoded{}, err
 	}
 	type result struct {
 		encoded Encoded
-		given   bool
 		err     error
 	}
 	done := make(chan result, 1)
@@ -410,20 +364,13 @@ func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Enc
 		defer j.doc.release()
 		fields := j.fields
 		encoded, err := s.model.Load().encode(ctx, j.path, &fields, e.now().In(s.zone), true)
-		given := true
-		for i := range encoded.Prompts {
-			given = given && encoded.Prompts[i].Text == ""
-			encoded.Prompts[i].Text = "" // its memory ends here
-		}
-		encoded.rendered.Free()
-		encoded.rendered = nil
-		done <- result{encoded, given, err}
+		done <- result{encoded, err}
 	})
 	select {
 	case r := <-done:
-		return r.encoded, r.given, r.err
+		return r.encoded, r.err
 	case <-ctx.Done():
-		return Encoded{}, false, ctx.Err()
+		return Encoded{}, ctx.Err()
 	}
 }
 

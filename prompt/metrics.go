@@ -8,7 +8,6 @@ type Metrics struct {
 	fallbacks *prometheus.CounterVec   // by reason
 	seconds   *prometheus.HistogramVec // by source
 	loaded    *prometheus.GaugeVec     // by model
-	segments  *segmentCollector
 }
 
 // NewMetrics makes and registers the metrics.
@@ -31,9 +30,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "firsttoken_prompt_model_loaded",
 			Help: "1 where the model's tokenizer is loaded, else 0.",
 		}, []string{"model"}),
-		segments: newSegmentCollector(),
 	}
-	reg.MustRegister(m.prompts, m.fallbacks, m.seconds, m.loaded, m.segments)
+	reg.MustRegister(m.prompts, m.fallbacks, m.seconds, m.loaded)
 	return m
 }
 

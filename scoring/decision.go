@@ -77,6 +77,8 @@ type Decision struct {
 	Policy string
 	Reason Reason
 	Prompt *Prompt
+	// shared is leadingShared of the prompt.
+	shared []Tokens
 	// Candidates are all endpoints weighed, best first by the policy. The
 	// first one is the choice.
 	Candidates []Candidate

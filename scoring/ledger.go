@@ -54,6 +54,9 @@ type Counts struct {
 	ExpiredDecoding uint64
 	// Predicted left the queue at the predicted first token, not streamed.
 	Predicted uint64
+	// Prefilled left the queue because the engine told that their prompt was
+	// computed, before anything of the answer was seen.
+	Prefilled uint64
 	// Moved were served by another endpoint than the one booked.
 	Moved uint64
 }

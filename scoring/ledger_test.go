@@ -17,6 +17,18 @@ type twin struct {
 	at       string
 	state    state
 	streamed bool
+	answered bool
+	length   Tokens
+	computed Tokens // at the endpoint
+}
+
+// left is the work that is not over; nothing is cached anywhere.
+func (w *twin) left() Work {
+	work := w.work[w.at]
+	for position := range w.computed {
+		work -= Work(position + 1)
+	}
+	return work
 }
 
 // TestLedgerTwin plays random histories, with late, double and misordered
@@ -40,23 +52,25 @@ func TestLedgerTwin(t *testing.T) {
 		var requests []*twin
 		for step := range 400 {
 			now = now.Add(time.Duration(rng.IntN(5)) * time.Millisecond)
-			switch rng.IntN(10) {
+			switch rng.IntN(12) {
 			case 0, 1, 2, 3:
 				prompt := textPrompt(1+rng.IntN(3000), rng.IntN(4) > 0)
 				d, err := p.Pick(now, fmt.Sprint(seed, "-", step), prompt)
 				if err != nil {
 					t.Fatal(err)
 				}
-				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, streamed: prompt.Streamed}
+				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, streamed: prompt.Streamed, length: prompt.Sequences[0].Length}
 				for _, c := range d.Candidates {
 					w.work[c.Endpoint.Address] = c.Work
 				}
 				requests = append(requests, w)
 			case 4, 5:
 				if w := any1(rng, requests); w != nil {
-					if _, first := w.r.FirstToken(now); first && w.state != queued {
-						t.Fatal("a second first token")
+					_, first := w.r.FirstToken(now)
+					if want := w.streamed && !w.answered && w.state != ended; first != want {
+						t.Fatalf("first token %v, want %v", first, want)
 					}
+					w.answered = w.answered || first
 					w.state = max(w.state, decoding)
 				}
 			case 6, 7:
@@ -70,6 +84,9 @@ func TestLedgerTwin(t *testing.T) {
 				if w := any1(rng, requests); w != nil && w.state != ended {
 					to := fmt.Sprint("e", 1+rng.IntN(int(nextID)+1))
 					w.r.Served(to)
+					if w.at != to {
+						w.computed = 0
+					}
 					if _, known := w.work[to]; known && has(endpoints, to) {
 						w.at = to
 					} else if w.at != to {
@@ -77,6 +94,31 @@ func TestLedgerTwin(t *testing.T) {
 					}
 				}
 			case 9:
+				// What is told of an endpoint where the request is not, too.
+				w := any1(rng, requests)
+				if w == nil {
+					break
+				}
+				at := endpoints[rng.IntN(len(endpoints))]
+				n := Tokens(rng.IntN(int(w.length)))
+				w.r.Computed(at.ID, 0, n)
+				if w.at == at.Address && w.state == queued {
+					w.computed = max(w.computed, n)
+				}
+			case 10:
+				w := any1(rng, requests)
+				if w == nil {
+					break
+				}
+				at := endpoints[rng.IntN(len(endpoints))]
+				want := w.at == at.Address && w.state == queued
+				if got := w.r.Prefilled(now, at.ID); got != want {
+					t.Fatalf("Prefilled() = %v, want %v", got, want)
+				}
+				if want {
+					w.state = decoding
+				}
+			case 11:
 				if rng.IntN(3) == 0 && len(endpoints) > 1 {
 					gone := rng.IntN(len(endpoints))
 					for _, w := range requests {
@@ -132,7 +174,7 @@ func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
 		s := want[w.at]
 		switch w.state {
 		case queued:
-			s.Queued += w.work[w.at]
+			s.Queued += w.left()
 			s.Waiting++
 		case decoding:
 			s.Decoding++

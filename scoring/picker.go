@@ -51,9 +51,10 @@ func (p *Picker) Pick(now time.Time, id string, prompt *Prompt) (*Decision, erro
 	if err != nil {
 		return nil, err
 	}
+	shared := leadingShared(prompt)
 	d := &Decision{
-		ID: id, Time: now, Model: prompt.Model, Policy: p.policyID, Prompt: prompt,
-		Candidates: p.weigh(prompt, ready),
+		ID: id, Time: now, Model: prompt.Model, Policy: p.policyID, Prompt: prompt, shared: shared,
+		Candidates: p.weigh(prompt, shared, ready),
 	}
 	if err := p.ledger.reserve(now, d, p.policy); err != nil {
 		return nil, err
@@ -109,7 +110,7 @@ func severalModels(all []Endpoint) bool {
 
 // weigh makes the candidates: what each endpoint has cached, and the work that
 // is left there.
-func (p *Picker) weigh(prompt *Prompt, endpoints []Endpoint) []Candidate {
+func (p *Picker) weigh(prompt *Prompt, shared []Tokens, endpoints []Endpoint) []Candidate {
 	candidates := make([]Candidate, len(endpoints))
 	for i, e := range endpoints {
 		candidates[i].Endpoint = e
@@ -124,7 +125,6 @@ func (p *Picker) weigh(prompt *Prompt, endpoints []Endpoint) []Candidate {
 			}
 		}
 	}
-	shared := leadingShared(prompt)
 	for i := range candidates {
 		c := &candidates[i]
 		c.Work, c.Cached = requestWork(prompt, shared, c.Matches)

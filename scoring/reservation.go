@@ -16,6 +16,16 @@ type Reservation struct {
 	// gone, or where an endpoint unknown to us serves the request.
 	account   *account
 	candidate *Candidate
+	// left is the work of candidate that is not over yet, while queued. computed
+	// is how many leading tokens of each sequence are told to be computed there;
+	// nil: nothing was told.
+	left     Work
+	computed []Tokens
+	// began is when the engine could begin with the prompt; set when it tells that
+	// the prompt is computed, zero before. The first token is still to come then.
+	began time.Time
+	// answered: the first token of a streamed request was seen.
+	answered bool
 	// due is the deadline, zero where there is none.
 	due time.Time
 }
@@ -87,6 +97,63 @@ func (r *Reservation) knowsLocked(address string) bool {
 	return false
 }
 
+// Computed tells that endpoint at has computed the first so many tokens of a
+// sequence of the prompt, or holds them by now: that much of the queued work is
+// over. What is told of an endpoint that the request is not booked on, or again,
+// changes nothing.
+func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
+	l := r.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := r.decision
+	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at || sequence >= len(d.Prompt.Sequences) {
+		return
+	}
+	if r.computed == nil {
+		r.computed = make([]Tokens, len(d.Prompt.Sequences))
+	}
+	if tokens <= r.computed[sequence] {
+		return
+	}
+	r.computed[sequence] = tokens
+	left := max(0, r.candidate.Work-computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed))
+	r.account.queued -= r.left - left
+	r.left = left
+}
+
+// Prefilled tells that endpoint at has computed the whole prompt, so that the
+// first token is on its way: the queued work is released, also where the answer
+// is not streamed. It reports whether that was news. The first token of a
+// streamed request, when it comes, is measured and teaches as ever.
+func (r *Reservation) Prefilled(now time.Time, at EndpointID) bool {
+	l := r.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at {
+		return false
+	}
+	r.began = r.beganLocked()
+	if a := r.account; now.After(a.lastFirst) {
+		a.lastFirst = now
+	}
+	l.count.Prefilled++
+	r.decodeLocked(now)
+	return true
+}
+
+// beganLocked is when the engine could begin with this request: from its
+// dispatch on, or from the moment it was done with the one before. Caller must
+// hold ledger.mu.
+func (r *Reservation) beganLocked() time.Time {
+	if !r.began.IsZero() {
+		return r.began
+	}
+	if r.account.lastFirst.After(r.dispatched) {
+		return r.account.lastFirst
+	}
+	return r.dispatched
+}
+
 // FirstToken tells that the first chunk of a good answer's body came. For a
 // streamed request that is the first token: the queued work is released, the
 // pool's pace learns, and the time since dispatch is returned with first true.
@@ -96,30 +163,35 @@ func (r *Reservation) FirstToken(now time.Time) (ttft time.Duration, first bool)
 	l := r.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if r.state != queued {
+	if r.state == ended || r.answered {
 		return 0, false
 	}
-	if !r.decision.Prompt.Streamed {
+	if r.decision.Prompt.Streamed {
+		r.answered = true
+		r.teachLocked(now)
+	}
+	if r.state == queued {
 		r.decodeLocked(now)
+	}
+	if !r.answered {
 		return 0, false
 	}
-	if a := r.account; a != nil {
-		// The engine was free for this request from its dispatch on, or from
-		// the moment it gave the first token of the one before.
-		began := r.dispatched
-		if a.lastFirst.After(began) {
-			began = a.lastFirst
-		}
-		if r.candidate.Work > 0 {
-			l.paceLocked(r.candidate.Endpoint.pool()).observe(r.candidate.Work, now.Sub(began))
-		}
-		if now.After(a.lastFirst) {
-			a.lastFirst = now
-		}
-	}
-	r.decodeLocked(now)
 	r.decision = r.decision.withoutTokenIDs()
 	return now.Sub(r.dispatched), true
+}
+
+// teachLocked takes in a first token. Caller must hold ledger.mu.
+func (r *Reservation) teachLocked(now time.Time) {
+	a := r.account
+	if a == nil {
+		return
+	}
+	if r.candidate.Work > 0 {
+		r.ledger.paceLocked(r.candidate.Endpoint.pool()).observe(r.candidate.Work, now.Sub(r.beganLocked()))
+	}
+	if now.After(a.lastFirst) {
+		a.lastFirst = now
+	}
 }
 
 // End tells that the request is over, however it went, and reports whether
@@ -136,10 +208,10 @@ func (r *Reservation) End() bool {
 
 // enterLocked books the request on a. Caller must hold ledger.mu.
 func (r *Reservation) enterLocked(a *account, c *Candidate) {
-	r.account, r.candidate = a, c
+	r.account, r.candidate, r.left = a, c, c.Work
 	switch r.state {
 	case queued:
-		a.queued += c.Work
+		a.queued += r.left
 		a.waiting++
 	case decoding:
 		a.decoding++
@@ -155,20 +227,20 @@ func (r *Reservation) leaveLocked() {
 	}
 	switch r.state {
 	case queued:
-		a.queued -= r.candidate.Work
+		a.queued -= r.left
 		a.waiting--
 	case decoding:
 		a.decoding--
 	case ended:
 	}
-	r.account, r.candidate = nil, nil
+	r.account, r.candidate, r.computed, r.began = nil, nil, nil, time.Time{}
 }
 
 // decodeLocked moves the request from queued to decoding. Caller must hold
 // ledger.mu.
 func (r *Reservation) decodeLocked(now time.Time) {
 	if a := r.account; a != nil {
-		a.queued -= r.candidate.Work
+		a.queued -= r.left
 		a.waiting--
 		a.decoding++
 	}

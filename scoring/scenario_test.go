@@ -126,6 +126,14 @@ func (s *scenario) run(verb string, args []string) {
 	case "first":
 		ttft, first := s.booked[args[0]].FirstToken(s.now)
 		fmt.Fprintf(&s.out, "%s  ttft=%s first=%v\n", args[0], ttft, first)
+	case "computed":
+		s.booked[args[0]].Computed(s.id(args[1]), 0, Tokens(s.number(args[2])))
+	case "prefilled":
+		fmt.Fprintf(&s.out, "%s  prefilled=%v\n", args[0], s.booked[args[0]].Prefilled(s.now, s.id(args[1])))
+	case "pace":
+		for pool, seconds := range s.picker.Stats().Paces {
+			fmt.Fprintf(&s.out, "%q  seconds/work=%.3g\n", pool, seconds)
+		}
 	case "served":
 		fmt.Fprintf(&s.out, "%s  moved=%v\n", args[0], s.booked[args[0]].Served(args[1]))
 	case "end":
@@ -154,6 +162,16 @@ func (s *scenario) each(name string, do func(i int)) {
 		}
 	}
 	s.publish()
+}
+
+// id is that of the endpoint of that name, 0 where there is none.
+func (s *scenario) id(name string) (id EndpointID) {
+	for _, e := range s.endpoints {
+		if e.Name == name {
+			id = e.ID
+		}
+	}
+	return id
 }
 
 func (s *scenario) publish() { s.picker.SetEndpoints(append([]Endpoint(nil), s.endpoints...)) }

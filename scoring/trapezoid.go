@@ -41,6 +41,28 @@ func requestWork(p *Prompt, shared []Tokens, matches []Match) (Work, Tokens) {
 	return work, saved
 }
 
+// computedWork is how much of requestWork is over once the endpoint has computed
+// so many leading tokens of each sequence (nil: none).
+func computedWork(p *Prompt, shared []Tokens, matches []Match, computed []Tokens) Work {
+	var work Work
+	for i, done := range computed {
+		s := &p.Sequences[i]
+		var begin Tokens
+		if !p.NoCache {
+			if i < len(matches) {
+				begin = max(0, min(matches[i].Cached, s.Length-1))
+			}
+			if shared != nil {
+				begin = max(begin, shared[i])
+			}
+		}
+		if done > begin {
+			work += Prefill(s.Length, begin) - Prefill(s.Length, done)
+		}
+	}
+	return work
+}
+
 // sharedBlock is the granularity at which the prompts of one request are
 // compared: the engine's prefix cache shares whole blocks of 16 tokens.
 const sharedBlock = 16

@@ -114,3 +114,44 @@ func TestServeFollowsKVEvents(t *testing.T) {
 		t.Errorf("/metrics lacks the blocks:\n%s", text)
 	}
 }
+
+// A request that is not streamed leaves the queue when its engine tells that the
+// prompt is computed, long before the answer, and before the time predicted.
+func TestServeFollowsPrefills(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.LMCache.Enabled = false
+	address := fakeEngine(t, `{"object":"list","data":[{"id":"m"}]}`)
+	events, announce := eventPublisher(t)
+	cfg.Endpoints = []discovery.Entry{{Address: address, KVEvents: discovery.KVEventsEntry{Endpoint: events}}}
+	b := startService(t, cfg)
+	conn := dial(t, b.Listen)
+	awaitServing(t, conn)
+
+	// Predicted to take minutes.
+	ids := make([]uint32, 64_001)
+	for i := range ids {
+		ids[i] = uint32(i)
+	}
+	text, err := json.Marshal(ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	choose(t, conn, fmt.Sprintf(`{"model":"m","prompt":%s}`, text))
+	var view status
+	get(t, b, "/status", &view)
+	if e := view.Fleet[0]; e.Waiting != 1 || e.QueuedSeconds < 60 {
+		t.Fatalf("before its events: %+v", e)
+	}
+	announce(ids[:64_000])
+	for deadline := time.Now().Add(20 * time.Second); view.Fleet[0].Decoding != 1; get(t, b, "/status", &view) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the request is still queued: %+v, %+v", view.Fleet[0], view.KVEvents)
+		}
+	}
+	if e := view.Fleet[0]; e.Waiting != 0 || e.QueuedSeconds != 0 {
+		t.Errorf("after its events: %+v", e)
+	}
+	if text := get(t, b, "/metrics", nil); !strings.Contains(text, "firsttoken_bookings_prefilled_total 1\n") || !strings.Contains(text, "firsttoken_bookings_predicted_total 0\n") {
+		t.Errorf("/metrics does not tell why:\n%s", text)
+	}
+}

@@ -68,6 +68,8 @@ type service struct {
 	// controller and source are nil where LMCache is off or not built in.
 	controller *lmcache.Controller
 	source     *lmcache.Source
+	// hashing is nil where source is, or where its settings are fixed.
+	hashing *lmcache.Detector
 	// events is nil where no engine publishes any.
 	events *kvevents.Subscriber
 	// counters is nil where the engines' own counters are not read.
@@ -142,6 +144,12 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
 	s.observe = observers{journal, s.memory}
+	if s.events != nil {
+		s.observe = append(s.observe, s.events)
+	}
+	if s.hashing != nil {
+		s.observe = append(s.observe, computed{s.hashing})
+	}
 	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
 		Picker:   s.picker,
 		Encoder:  s.encoder,
@@ -176,6 +184,7 @@ func (s *service) bindLMCache(registry prometheus.Registerer) error {
 	if err != nil {
 		return fmt.Errorf("lmcache: %w", err)
 	}
+	s.detectHashing(index, registry)
 	return nil
 }
 
@@ -298,6 +307,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 
 	if s.controller != nil {
 		group.Go(func() error { return s.controller.Run(beside) })
+	}
+	if s.hashing != nil {
+		group.Go(func() error { return s.hashing.Run(beside) })
 	}
 	if s.events != nil {
 		group.Go(func() error { return s.events.Run(beside) })

@@ -14,6 +14,7 @@ type ledgerCollector struct {
 
 	queued, work, waiting, decoding *prometheus.Desc
 	open, expired, predicted, moved *prometheus.Desc
+	prefilled                       *prometheus.Desc
 	pace                            *prometheus.Desc
 }
 
@@ -30,6 +31,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 		open:      desc("bookings_open", "Bookings that have not ended."),
 		expired:   desc("bookings_expired_total", "Bookings that ended by age because nothing more was heard; queued: before their first token, which is a leak somewhere.", "state"),
 		predicted: desc("bookings_predicted_total", "Requests that are not streamed and left the queue when their first token was predicted."),
+		prefilled: desc("bookings_prefilled_total", "Requests that left the queue because the engine's KV events told that their prompt was computed, before anything of the answer was seen."),
 		moved:     desc("bookings_moved_total", "Bookings moved to the endpoint that served the request in place of the one chosen."),
 		pace:      desc("pool_seconds_per_work", "Learned time of one unit of work, by the pool's model.", "model"),
 	}
@@ -37,7 +39,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.moved, c.pace} {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.pace} {
 		ch <- d
 	}
 }
@@ -61,6 +63,7 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.expired, s.Counts.ExpiredQueued, "queued")
 	counter(c.expired, s.Counts.ExpiredDecoding, "decoding")
 	counter(c.predicted, s.Counts.Predicted)
+	counter(c.prefilled, s.Counts.Prefilled)
 	counter(c.moved, s.Counts.Moved)
 	for pool, seconds := range s.Paces {
 		gauge(c.pace, seconds, pool)

@@ -35,6 +35,9 @@ type lmcacheStatus struct {
 	// Unmapped are endpoints without instance and instances without endpoint,
 	// with the reason.
 	Unmapped []unmapped `json:"unmapped"`
+	// Hashing is by which chunk-key settings each instance is read; null where
+	// they are fixed.
+	Hashing []lmcache.HashingStatus `json:"hashing"`
 }
 
 type unmapped struct {
@@ -95,6 +98,9 @@ func (s *service) status() status {
 		mapping := s.source.Mapping()
 		instances = mapping.Instances
 		view.LMCache = &lmcacheStatus{Addresses: *s.bound().LMCache, Workers: s.controller.Status(), Unmapped: []unmapped{}}
+		if s.hashing != nil {
+			view.LMCache.Hashing = s.hashing.Status()
+		}
 		for _, u := range mapping.Unmapped {
 			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
 		}
