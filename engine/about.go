@@ -33,7 +33,7 @@ type modelCard struct {
 	OwnedBy     string            `json:"owned_by"`
 	Root        string            `json:"root"`
 	Parent      *string           `json:"parent"`
-	MaxModelLen int               `json:"max_model_len"`
+	MaxModelLen *int              `json:"max_model_len"`
 	Permission  []modelPermission `json:"permission"`
 }
 
@@ -61,14 +61,28 @@ func (s *Server) serveModels(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now().Unix()
 	for _, name := range s.cfg.Models {
 		list.Data = append(list.Data, modelCard{
-			ID: name, Object: "model", Created: now, OwnedBy: "vllm", Root: s.cfg.Models[0], MaxModelLen: s.cfg.MaxModelLen,
-			Permission: []modelPermission{{
-				ID: "modelperm-" + randomHex(8), Object: "model_permission", Created: now,
-				AllowSampling: true, AllowLogprobs: true, AllowView: true, Organization: "*",
-			}},
+			ID: name, Object: "model", Created: now, OwnedBy: "vllm", Root: s.cfg.Models[0], MaxModelLen: &s.cfg.MaxModelLen,
+			Permission: permissions(now),
+		})
+	}
+	for _, a := range s.cfg.Adapters {
+		list.Data = append(list.Data, modelCard{
+			ID: a.Name, Object: "model", Created: now, OwnedBy: "vllm", Root: a.Path, Parent: &s.cfg.Models[0],
+			Permission: permissions(now),
 		})
 	}
 	writeJSON(w, http.StatusOK, list)
+}
+
+func permissions(now int64) []modelPermission {
+	return []modelPermission{{
+		ID: "modelperm-" + randomHex(8), Object: "model_permission", Created: now,
+		AllowSampling: true, AllowLogprobs: true, AllowView: true, Organization: "*",
+	}}
+}
+
+func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	s.life.Load().metrics.handler.ServeHTTP(w, r)
 }
 
 // requestID is what the client calls the request, else a random name.

@@ -15,7 +15,7 @@ func (a *answer) follow(r *http.Request, step func([]standing) bool) bool {
 		case <-r.Context().Done():
 			return false
 		}
-		now = a.server.loop.standings(a.job, now)
+		now = a.life.loop.standings(a.job, now)
 		if !step(now) {
 			return false
 		}
@@ -89,7 +89,7 @@ func (a *answer) plain(w http.ResponseWriter, r *http.Request) {
 	}
 	lexicon := a.server.words
 	if a.req.chat {
-		c := chat{head: a.head, SystemFingerprint: a.server.fingerprint, Usage: a.usage(last), PromptTokenIDs: a.ifAsked(a.prompts[0].TokenIDs)}
+		c := chat{head: a.head, SystemFingerprint: a.life.fingerprint, Usage: a.usage(last), PromptTokenIDs: a.ifAsked(a.prompts[0].TokenIDs)}
 		for i, g := range a.job.generations {
 			c.Choices = append(c.Choices, chatChoice{
 				Index: i, Message: chatMessage{Role: "assistant", Content: lexicon.text(g.output)},
@@ -99,7 +99,7 @@ func (a *answer) plain(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, c)
 		return
 	}
-	c := completion{head: a.head, SystemFingerprint: a.server.fingerprint, Usage: a.usage(last)}
+	c := completion{head: a.head, SystemFingerprint: a.life.fingerprint, Usage: a.usage(last)}
 	for i, g := range a.job.generations {
 		c.Choices = append(c.Choices, completionChoice{
 			Index: i, Text: a.echo(r, i) + lexicon.text(g.output), FinishReason: g.finishReason(),
@@ -166,7 +166,7 @@ func (a *answer) stream(w http.ResponseWriter, r *http.Request) {
 	}
 	buf = buf[:0]
 	if a.req.includeUsage {
-		buf = appendEvent(buf, event{head: a.head, Choices: []any{}, Usage: a.streamUsage(sent), SystemFingerprint: a.server.fingerprint})
+		buf = appendEvent(buf, event{head: a.head, Choices: []any{}, Usage: a.streamUsage(sent), SystemFingerprint: a.life.fingerprint})
 	}
 	buf = append(buf, "data: [DONE]\n\n"...)
 	_, _ = w.Write(buf) // a client that went away is not our fault
@@ -189,7 +189,7 @@ func (a *answer) event(buf []byte, r *http.Request, choice int, sent []standing)
 		e.Usage = a.streamUsage(sent)
 	}
 	if s.done && !a.req.includeUsage {
-		e.SystemFingerprint = a.server.fingerprint
+		e.SystemFingerprint = a.life.fingerprint
 	}
 	if !a.req.chat {
 		c := completionDelta{Index: choice, Text: text, TokenIDs: a.ifAsked(ids)}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"time"
 
 	"github.com/firsttoken/firsttoken/simulator"
 )
@@ -35,8 +37,18 @@ type Config struct {
 	// Tokenizer is the folder with the model's tokenizer files; empty: every four
 	// bytes of text count as one token, and token ids in prompts as themselves.
 	Tokenizer string
+	// ChatTemplate is a file with the chat template that replaces the
+	// tokenizer's, as with vLLM's --chat-template; empty: none does.
+	ChatTemplate string
+	// TimeZone is the one in which chat templates print the date, as with the
+	// environment variable TZ; empty: this process's own.
+	TimeZone string
+	// Adapters are LoRA adapters, served beside the model.
+	Adapters []Adapter
 	// LMCache makes the engine report what it holds.
 	LMCache LMCacheConfig
+	// Events makes the engine publish what changes in its prefix cache.
+	Events EventsConfig
 	// Faults are what is wrong with the engine from the beginning.
 	Faults Faults
 	// Log gets what an operator would want to know; nil: nothing is logged.
@@ -56,6 +68,7 @@ func DefaultConfig() Config {
 		BlockTokens:         16,
 		AnswerTokens:        128,
 		PromptTokensDetails: true,
+		Events:              DefaultEventsConfig(),
 	}
 }
 
@@ -80,8 +93,8 @@ func (c Config) Validate(path string) error {
 	if c.BlockTokens < 1 {
 		fault("block-size", "is %d; write a number of tokens such as 16", c.BlockTokens)
 	}
-	if c.MaxModelLen < 2 || c.MaxModelLen > c.Profile.KVTokens {
-		fault("max-model-len", "is %d; write 2 to %d, the KV memory of profile %s", c.MaxModelLen, c.Profile.KVTokens, c.Profile.Name)
+	if most := c.blocks() * c.BlockTokens; c.MaxModelLen < 2 || c.MaxModelLen > most {
+		fault("max-model-len", "is %d; write 2 to %d, what fits into the KV memory of profile %s in blocks of %d", c.MaxModelLen, most, c.Profile.Name, c.BlockTokens)
 	}
 	if c.AnswerTokens < 1 {
 		fault("answer-tokens", "is %d; write 1 or more", c.AnswerTokens)
@@ -91,8 +104,25 @@ func (c Config) Validate(path string) error {
 			faults = append(faults, err)
 		}
 	}
+	for i, a := range c.Adapters {
+		if a.Name == "" || slices.Contains(c.Models, a.Name) || slices.ContainsFunc(c.Adapters[:i], func(o Adapter) bool { return o.Name == a.Name }) {
+			fault("lora-modules", "%q is no name of its own; write each adapter as name=path", a.Name)
+		}
+	}
+	if _, err := time.LoadLocation(c.TimeZone); err != nil {
+		fault("time-zone", "%v; write an IANA name such as UTC", err)
+	}
+	if c.ChatTemplate != "" && c.Tokenizer == "" {
+		fault("chat-template", "is given without tokenizer; name the folder that holds tokenizer.json")
+	}
+	if err := c.Events.validate(path); err != nil {
+		faults = append(faults, err)
+	}
 	if err := c.Faults.validate(); err != nil {
 		faults = append(faults, fmt.Errorf("%s%w", path, err))
 	}
 	return errors.Join(faults...)
 }
+
+// blocks is how many fit into the KV memory.
+func (c *Config) blocks() int { return c.Profile.KVTokens / max(1, c.BlockTokens) }

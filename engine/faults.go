@@ -52,6 +52,8 @@ func (s *Server) SetFaults(f Faults) error {
 	if err := f.validate(); err != nil {
 		return err
 	}
+	s.restart.Lock()
+	defer s.restart.Unlock()
 	s.mu.Lock()
 	changed := f.Refuse != s.faults.Refuse
 	if f.Hang != s.faults.Hang {
@@ -63,7 +65,7 @@ func (s *Server) SetFaults(f Faults) error {
 	}
 	s.faults = f
 	s.mu.Unlock()
-	s.loop.setSlow(f.Slow)
+	s.life.Load().loop.setSlow(f.Slow)
 	if changed {
 		return s.setOpen(!f.Refuse)
 	}

@@ -34,11 +34,11 @@ func (s *Server) serveGeneration(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault)
 		return
 	}
-	if err := s.loop.submit(a.job); err != nil {
+	if err := a.life.loop.submit(a.job); err != nil {
 		writeError(w, badRequest("", "%v", err))
 		return
 	}
-	defer s.loop.cancel(a.job)
+	defer a.life.loop.cancel(a.job)
 	if a.req.stream {
 		a.stream(w, r)
 	} else {
@@ -49,6 +49,7 @@ func (s *Server) serveGeneration(w http.ResponseWriter, r *http.Request) {
 // answer is one generation request that the engine has accepted.
 type answer struct {
 	server  *Server
+	life    *life // that took it
 	req     generationRequest
 	prompts []prompt.EncodedPrompt
 	job     *job // generations in the order of choices: prompt by prompt
@@ -68,13 +69,16 @@ func (s *Server) prepare(r *http.Request, body prompt.Request) (*answer, *reques
 	if len(prompts)*req.n > maxChoices {
 		return nil, badRequest("n", "%d prompts with n=%d are more than %d choices. (parameter=n, value=%d)", len(prompts), req.n, maxChoices, req.n)
 	}
-	a := &answer{server: s, req: req, prompts: prompts, job: &job{progress: make(chan struct{}, 1)}}
+	a := &answer{server: s, life: s.life.Load(), req: req, prompts: prompts, job: &job{progress: make(chan struct{}, 1)}}
 	for _, p := range prompts {
 		for range req.n {
 			a.job.generations = append(a.job.generations, s.generation(a.job, req, p.TokenIDs, len(a.job.generations)))
 		}
 	}
 	a.head = head{ID: "cmpl-", Object: "text_completion", Created: time.Now().Unix(), Model: s.cfg.Models[0]}
+	if s.adapters[req.model] != nil {
+		a.head.Model = req.model
+	}
 	if req.chat {
 		a.head.ID, a.head.Object = "chatcmpl-", "chat.completion"
 	}
@@ -125,7 +129,7 @@ func (s *Server) reword(r *http.Request, body prompt.Request, fault *requestErro
 }
 
 func (s *Server) checkModel(name string) *requestError {
-	if name == "" || slices.Contains(s.cfg.Models, name) {
+	if name == "" || slices.Contains(s.cfg.Models, name) || s.adapters[name] != nil {
 		return nil
 	}
 	return &requestError{
@@ -146,19 +150,28 @@ func (s *Server) generation(j *job, req generationRequest, ids []uint32, choice 
 		wanted := max(s.cfg.AnswerTokens, req.minTokens)
 		length, stop = min(room, wanted), wanted <= room
 	}
-	g := &generation{job: j, stop: stop, output: s.words.answer(ids, choice, length)}
+	g := &generation{
+		job: j, stop: stop, prompt: ids, output: s.words.answer(ids, choice, length),
+		salt: req.cacheSalt, adapter: s.adapters[req.model],
+	}
 	g.request = simulator.Request{
 		PromptTokens: len(ids), OutputTokens: length, NoCache: req.noCache,
-		Blocks: blockKeys(s.cfg.BlockTokens, req.cacheSalt, ids, g.output), Chunks: chunkKeys(s.hasher, ids),
+		Blocks: blockKeys(s.cfg.BlockTokens, g.salt, g.adapter, ids, g.output), Chunks: chunkKeys(s.hasher, ids),
 	}
 	return g
 }
 
 // blockKeys are the keys of the full blocks of the ids of all parts together.
-func blockKeys(block int, salt string, parts ...[]uint32) []simulator.Key {
+// Prompts with another salt or adapter share none; a may be nil.
+func blockKeys(block int, salt string, a *adapter, parts ...[]uint32) []simulator.Key {
 	var keys []simulator.Key
 	d := xxhash.New()
-	_, _ = d.WriteString(salt)
+	if a != nil {
+		_, _ = d.WriteString("adapter\x00" + a.Name + "\x00")
+	}
+	if salt != "" {
+		_, _ = d.WriteString("salt\x00" + salt + "\x00")
+	}
 	var word [4]byte
 	n := 0
 	for _, ids := range parts {

@@ -16,6 +16,10 @@ type loop struct {
 	// report is told, under mu, what changed in the host tier; set once, nil
 	// where nobody wants to know. It must not block.
 	report func([]simulator.HostChange)
+	// publish is told, under mu, what changed in the prefix cache, and finds the
+	// generations that are named there; set once, nil where nobody wants to
+	// know. It must not block.
+	publish func(time.Time, []simulator.BlockChange, func(simulator.ID) *generation)
 	// wake has a value when work may have come to an idle engine, or when the
 	// speed has changed.
 	wake chan struct{}
@@ -25,7 +29,12 @@ type loop struct {
 	slow   float64 // factor on top of scale; 0 means 1
 	lastID simulator.ID
 	live   map[simulator.ID]*generation // in the engine, not finished
-	begun  time.Time                    // the step under way
+	// cancelled are those whose client went during the step under way, which
+	// publishes what it computed for them all the same.
+	cancelled map[simulator.ID]*generation
+	begun     time.Time // the step under way, or the last
+	// stepping: a step is under way.
+	stepping bool
 }
 
 // job is the part of one HTTP request that the engine computes.
@@ -41,7 +50,10 @@ type generation struct {
 	// Set once, before submit.
 	job     *job
 	request simulator.Request
+	prompt  []uint32
 	output  []uint32 // the answer's token ids, known beforehand
+	salt    string   // the request's cache_salt
+	adapter *adapter // nil: none
 	stop    bool     // it ends by itself, not because of its limit
 
 	// The following are guarded by loop.mu.
@@ -54,6 +66,14 @@ type generation struct {
 	queued, admitted, firstToken, lastToken time.Time
 }
 
+// token is the i-th id of prompt and answer.
+func (g *generation) token(i int) uint32 {
+	if i < len(g.prompt) {
+		return g.prompt[i]
+	}
+	return g.output[i-len(g.prompt)]
+}
+
 func (g *generation) finishReason() string {
 	if g.stop {
 		return "stop"
@@ -64,7 +84,7 @@ func (g *generation) finishReason() string {
 func newLoop(sim *simulator.Engine, scale float64, m *metrics) *loop {
 	return &loop{
 		scale: scale, metrics: m, wake: make(chan struct{}, 1),
-		sim: sim, live: make(map[simulator.ID]*generation),
+		sim: sim, live: make(map[simulator.ID]*generation), cancelled: make(map[simulator.ID]*generation),
 	}
 }
 
@@ -104,6 +124,9 @@ func (l *loop) dropLocked(j *job) {
 		if l.live[g.id] == g {
 			l.sim.Cancel(g.id)
 			delete(l.live, g.id)
+			if l.stepping {
+				l.cancelled[g.id] = g
+			}
 		}
 	}
 }
@@ -188,7 +211,7 @@ func (l *loop) begin() (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d, ok := l.sim.Schedule()
-	l.begun = time.Now()
+	l.begun, l.stepping = time.Now(), ok
 	l.metrics.sizes(l.sim.Stats())
 	return d, ok
 }
@@ -210,9 +233,16 @@ func (l *loop) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	res := l.sim.Complete()
+	l.stepping = false
 	now := time.Now()
-	for _, id := range res.Admitted {
-		if g := l.live[id]; g != nil {
+	// Before the tokens, as vLLM does: a client that has its first token asks
+	// for what is already told.
+	if l.publish != nil && len(res.Blocks) > 0 {
+		l.publish(now, res.Blocks, l.generation)
+	}
+	for _, a := range res.Admitted {
+		l.metrics.admitted(a, l.generation(a.ID))
+		if g := l.live[a.ID]; g != nil {
 			g.admitted = l.begun
 		}
 	}
@@ -238,6 +268,23 @@ func (l *loop) end() {
 	if l.report != nil && len(res.Host) > 0 {
 		l.report(res.Host)
 	}
+	clear(l.cancelled)
+}
+
+// generation is one that the step under way computed, whether its client is
+// still there or not. The caller holds mu.
+func (l *loop) generation(id simulator.ID) *generation {
+	if g := l.live[id]; g != nil {
+		return g
+	}
+	return l.cancelled[id]
+}
+
+// resetCache forgets what is cached; false: requests hold memory.
+func (l *loop) resetCache() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sim.ResetCache()
 }
 
 // signal leaves one value in a channel of capacity 1.

@@ -17,7 +17,7 @@ func stepped() *loop {
 	}
 	cfg := DefaultConfig()
 	cfg.Models = []string{"m"}
-	return newLoop(simulator.New(p, simulator.Options{}), 2, newMetrics(&cfg))
+	return newLoop(simulator.New(p, simulator.Options{}), 2, newMetrics(&cfg, time.Now()))
 }
 
 func oneJob(prompt, output int) *job {

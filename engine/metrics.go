@@ -52,7 +52,7 @@ func lengths(longest int) []float64 {
 	return b
 }
 
-func newMetrics(cfg *Config) *metrics {
+func newMetrics(cfg *Config, started time.Time) *metrics {
 	reg := prometheus.NewRegistry()
 	own := prometheus.WrapRegistererWith(prometheus.Labels{"engine": "0", "model_name": cfg.Models[0]}, reg)
 	gauge := func(name, help string, labels prometheus.Labels) prometheus.Gauge {
@@ -120,7 +120,12 @@ func newMetrics(cfg *Config) *metrics {
 		m.success.WithLabelValues(r)
 	}
 	gauge("num_requests_waiting_by_reason", waitingReason, reason("deferred"))
-	blocks := cfg.Profile.KVTokens / cfg.BlockTokens
+	start := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds.",
+	})
+	reg.MustRegister(start)
+	start.Set(float64(started.UnixMicro()) / 1e6)
+	blocks := cfg.blocks()
 	gauge("cache_config_info", "Information of the LLMEngine CacheConfig", prometheus.Labels{
 		"block_size": strconv.Itoa(cfg.BlockTokens), "num_gpu_blocks": strconv.Itoa(blocks),
 		"kv_cache_size_tokens":     strconv.Itoa(blocks * cfg.BlockTokens),
@@ -145,6 +150,17 @@ func (m *metrics) step(r *simulator.Result) {
 	m.iterationTokens.Observe(float64(r.Prefill + len(r.Outputs)))
 }
 
+// admitted counts what was looked up for a prompt.
+func (m *metrics) admitted(a simulator.Admission, g *generation) {
+	device := a.Cached - a.Loaded
+	m.queries.Add(float64(a.Queried))
+	m.hits.Add(float64(device))
+	if g.request.Chunks != nil && a.Queried > 0 {
+		m.externalQueries.Add(float64(a.Queried - device))
+		m.externalHits.Add(float64(a.Loaded))
+	}
+}
+
 // firstToken counts a prompt that is done.
 func (m *metrics) firstToken(g *generation) {
 	n, cached, loaded := float64(g.request.PromptTokens), float64(g.cached), float64(g.loaded)
@@ -156,12 +172,6 @@ func (m *metrics) firstToken(g *generation) {
 	m.cachedTokens.Add(cached)
 	m.cachedDevice.Add(device)
 	m.cachedExternal.Add(loaded)
-	m.queries.Add(n)
-	m.hits.Add(device)
-	if g.request.Chunks != nil {
-		m.externalQueries.Add(n - device)
-		m.externalHits.Add(loaded)
-	}
 	m.ttft.Observe(g.firstToken.Sub(g.queued).Seconds())
 }
 

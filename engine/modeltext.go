@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 type modelText struct {
 	dir   string
 	model *prompt.Model
+	zone  *time.Location // in which templates print the date
 	words []word
 
 	mu sync.Mutex // guards the following
@@ -29,12 +31,23 @@ func loadText(cfg Config) (text, error) {
 		return byteText{}, nil
 	}
 	model := prompt.DefaultModelConfig()
-	model.Name, model.Aliases, model.Tokenizer, model.MaxModelLen = cfg.Models[0], cfg.Models[1:], cfg.Tokenizer, cfg.MaxModelLen
+	model.Name, model.Aliases, model.Tokenizer, model.MaxModelLen = cfg.Models[0], slices.Clone(cfg.Models[1:]), cfg.Tokenizer, cfg.MaxModelLen
+	model.ChatTemplate = cfg.ChatTemplate
+	for _, a := range cfg.Adapters {
+		model.Aliases = append(model.Aliases, a.Name)
+	}
+	zone := time.Local
+	if cfg.TimeZone != "" {
+		var err error
+		if zone, err = time.LoadLocation(cfg.TimeZone); err != nil {
+			return nil, err
+		}
+	}
 	m, err := prompt.LoadModel(model)
 	if err != nil {
 		return nil, err
 	}
-	t := &modelText{dir: cfg.Tokenizer, model: m}
+	t := &modelText{dir: cfg.Tokenizer, model: m, zone: zone}
 	if t.words, err = t.findWords(); err != nil {
 		m.Close()
 		return nil, err
@@ -73,7 +86,7 @@ func (t *modelText) findWords() ([]word, error) {
 
 // encode falls back to bytes for what only the real engine's Python can render.
 func (t *modelText) encode(ctx context.Context, r prompt.Request) ([]prompt.EncodedPrompt, error) {
-	encoded, err := t.model.Encode(ctx, r, time.Now())
+	encoded, err := t.model.Encode(ctx, r, time.Now().In(t.zone))
 	switch {
 	case err != nil:
 		return nil, err

@@ -11,10 +11,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/firsttoken/firsttoken/lmcache"
-	"github.com/firsttoken/firsttoken/simulator"
 )
 
 // Version is the vLLM version whose answers are imitated.
@@ -25,22 +25,28 @@ const maxBody = 64 << 20
 
 // Server is one simulated engine. It is safe for concurrent use.
 type Server struct {
-	cfg     Config // complete; set once in New
-	log     *slog.Logger
-	text    text
-	words   *lexicon
-	hasher  *lmcache.Hasher // nil: no LMCache
-	loop    *loop
-	metrics *metrics
-	routes  map[string]map[string]http.HandlerFunc // path, method
-	// fingerprint is what every answer of this process carries.
-	fingerprint string
+	cfg    Config // complete; set once in New
+	log    *slog.Logger
+	text   text
+	words  *lexicon
+	hasher *lmcache.Hasher // nil: no LMCache
+	form   eventForm
+	// adapters are the LoRA adapters by their names.
+	adapters map[string]*adapter
+	routes   map[string]map[string]http.HandlerFunc // path, method
 
-	// stop ends ctx, and with it every request and every goroutine that wait
+	// stop ends ctx, and with it the present life and the goroutines that wait
 	// waits for.
 	ctx  context.Context
 	stop context.CancelFunc
 	wait sync.WaitGroup
+
+	// life is the present one. Whoever works for a request keeps the one that
+	// took it.
+	life atomic.Pointer[life]
+	// restart is held while life is replaced, while the faults open or close the
+	// port, and for Close.
+	restart sync.Mutex
 
 	mu      sync.Mutex // guards the following fields
 	faults  Faults
@@ -56,7 +62,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(""); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, fingerprint: "vllm-" + Version + "-" + randomHex(4)}
+	s := &Server{cfg: cfg, log: cfg.Log}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -68,35 +74,30 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// assemble makes the parts and starts the goroutines that Close ends.
+// assemble makes the parts that all lives share, and the first life.
 func (s *Server) assemble() (err error) {
 	if s.text, err = loadText(s.cfg); err != nil {
 		return err
 	}
 	s.words = newLexicon(s.text.vocabulary())
-	s.metrics = newMetrics(&s.cfg)
+	s.adapters = loadAdapters(s.cfg.Adapters)
 	s.routes = s.table()
-
-	profile, options := s.cfg.Profile, simulator.Options{BlockTokens: s.cfg.BlockTokens}
-	reports := s.cfg.LMCache.complete(s.cfg.Models[0], profile)
-	if reports.Pull == "" {
-		profile.HostTokens = 0
-	} else {
-		if s.hasher, err = lmcache.NewHasher(reports.Keys); err != nil {
+	if s.cfg.LMCache.Pull != "" {
+		keys := s.cfg.LMCache.complete(s.cfg.Models[0], s.cfg.Profile).Keys
+		if s.hasher, err = lmcache.NewHasher(keys); err != nil {
 			return err
 		}
-		profile.HostTokens, options.ChunkTokens = reports.Tokens, s.hasher.ChunkSize()
 	}
-	s.loop = newLoop(simulator.New(profile, options), s.cfg.TimeScale, s.metrics)
-	if s.hasher != nil {
-		w, err := newWorker(reports, s.hasher, s.loop, s.log)
-		if err != nil {
-			return err
-		}
-		s.loop.report = w.report
-		s.wait.Go(func() { w.run(s.ctx) })
+	version, err := parseRelease(s.cfg.Events.VLLMVersion)
+	if err != nil {
+		return err
 	}
-	s.wait.Go(func() { s.loop.run(s.ctx) })
+	s.form = eventForm{version, s.cfg.BlockTokens, s.cfg.Events.BytesHashes}
+	first, err := s.newLife(nil)
+	if err != nil {
+		return err
+	}
+	s.life.Store(first)
 	return s.SetFaults(s.cfg.Faults)
 }
 
@@ -142,6 +143,8 @@ func (s *Server) Address() string {
 // Close cuts all connections, ends every request and all goroutines. Closing
 // twice is harmless.
 func (s *Server) Close() {
+	s.restart.Lock()
+	defer s.restart.Unlock()
 	s.mu.Lock()
 	h := s.http
 	s.http, s.closed = nil, true
@@ -151,6 +154,9 @@ func (s *Server) Close() {
 		_ = h.Close()
 	}
 	s.wait.Wait()
+	if l := s.life.Load(); l != nil {
+		l.end()
+	}
 	if s.text != nil {
 		s.text.close()
 	}
@@ -160,7 +166,7 @@ func (s *Server) Close() {
 func (s *Server) serve(l net.Listener) {
 	h := &http.Server{
 		Handler: s, ReadHeaderTimeout: time.Minute,
-		BaseContext: func(net.Listener) context.Context { return s.ctx },
+		BaseContext: func(net.Listener) context.Context { return s.life.Load().ctx },
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,7 +209,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	methods, ok := s.routes[r.URL.Path]
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	if r.URL.Path != pathFaults && s.hang(r) {
+	if r.URL.Path != pathFaults && r.URL.Path != pathRestart && s.hang(r) {
 		return
 	}
 	switch {
@@ -244,7 +250,11 @@ func (s *Server) hang(r *http.Request) bool {
 	}
 }
 
-const pathFaults = "/faults"
+// The paths that a real engine does not have.
+const (
+	pathFaults  = "/faults"
+	pathRestart = "/restart"
+)
 
 // table is what is served where.
 func (s *Server) table() map[string]map[string]http.HandlerFunc {
@@ -269,7 +279,9 @@ func (s *Server) table() map[string]map[string]http.HandlerFunc {
 		"/ping":                     both(s.serveHealth),
 		"/version":                  get(s.serveVersion),
 		"/load":                     get(s.serveLoad),
-		"/metrics":                  get(s.metrics.handler.ServeHTTP),
+		"/metrics":                  get(s.serveMetrics),
+		"/reset_prefix_cache":       post(s.serveReset),
 		pathFaults:                  both(s.serveFaults),
+		pathRestart:                 post(s.serveRestart),
 	}
 }

@@ -35,7 +35,7 @@ func TestWhatIsServedWhere(t *testing.T) {
 		{"GET", "/load", 200, `{"server_load":0}`},
 		{"GET", "/v1/completions", 405, notAllowed},
 		{"GET", "/v1/nothing", 404, notFound},
-		{"POST", "/reset_prefix_cache", 404, notFound},
+		{"POST", "/reset_prefix_cache", 200, `{"success":true}`},
 	} {
 		got := r.do(c.method, c.path, "")
 		if got.StatusCode != c.status || got.body != c.body {
@@ -244,11 +244,16 @@ func TestConfigFaultsAreAllNamed(t *testing.T) {
 	cfg := engine.DefaultConfig()
 	cfg.TimeScale, cfg.BlockTokens, cfg.AnswerTokens, cfg.MaxModelLen, cfg.Faults.ErrorRate = 0, 0, 0, 1<<30, 2
 	cfg.LMCache = engine.LMCacheConfig{Pull: "nowhere"}
+	cfg.Adapters, cfg.TimeZone, cfg.ChatTemplate = []engine.Adapter{{}}, "Nowhere", "x"
+	cfg.Events = engine.EventsConfig{Replay: "x", VLLMVersion: "new"}
 	_, err := engine.New(cfg)
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{"model:", "time-scale:", "block-size:", "answer-tokens:", "max-model-len:", "error_rate", "lmcache-controller-pull:", "lmcache-controller-reply:"} {
+	for _, name := range []string{
+		"model:", "time-scale:", "block-size:", "answer-tokens:", "max-model-len:", "error_rate", "lmcache-controller-pull:", "lmcache-controller-reply:",
+		"lora-modules:", "time-zone:", "chat-template:", "kv-events-endpoint:", "kv-events-replay-endpoint:", "kv-events-buffer-steps:", "kv-events-vllm-version:",
+	} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in:\n%v", name, err)
 		}

@@ -15,7 +15,12 @@ import (
 // missing, or the native library.
 func qwen(t *testing.T) string {
 	t.Helper()
-	dir := shared.File(t, "tokenizers", "qwen2.5")
+	return loadable(t, shared.File(t, "tokenizers", "qwen2.5"))
+}
+
+// loadable skips where this build has no tokenizer.
+func loadable(t *testing.T, dir string) string {
+	t.Helper()
 	m, err := prompt.LoadModel(prompt.ModelConfig{Tokenizer: dir})
 	if errors.Is(err, native.ErrNotBuilt) {
 		t.Skip(err)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/firsttoken/firsttoken/test/shared"
 )
@@ -26,9 +27,25 @@ type recorded struct {
 	Body   json.RawMessage
 	Chunks [][2]any // seconds, raw bytes
 	Closed bool     `json:"closed_by_client"`
+	SentAt float64  `json:"t_send"` // seconds since the Unix epoch
 }
 
-func readTrace(t *testing.T) (requests []recorded, metrics string) {
+// publication is a message of KV events that it published.
+type publication struct {
+	Payload []byte `json:"payload_b64"`
+}
+
+// at is when, in seconds since the Unix epoch.
+func (p publication) at(tb testing.TB) float64 {
+	tb.Helper()
+	batch, _, err := msgp.ReadIntfBytes(p.Payload)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return batch.([]any)[0].(float64)
+}
+
+func readTrace(t *testing.T) (requests []recorded, events []publication, metrics string) {
 	t.Helper()
 	f, err := os.Open(shared.File(t, "golden", "vllm-engine-trace.json.gz"))
 	if err != nil {
@@ -41,12 +58,13 @@ func readTrace(t *testing.T) (requests []recorded, metrics string) {
 	}
 	var trace struct {
 		Requests []recorded
+		Events   []publication `json:"kv_events"`
 		Metrics  string
 	}
 	if err := json.NewDecoder(z).Decode(&trace); err != nil {
 		t.Fatal(err)
 	}
-	return trace.Requests, trace.Metrics
+	return trace.Requests, trace.Events, trace.Metrics
 }
 
 // answer is the recorded HTTP answer, as far as it came.
@@ -91,7 +109,7 @@ func (r reply) shapes(t *testing.T) []string {
 // order, of an engine with the same sizes, and compares headers, the keys of
 // every document in their order, and the usage.
 func TestAnswersLookLikeTheTrace(t *testing.T) {
-	requests, _ := readTrace(t)
+	requests, _, _ := readTrace(t)
 	cfg := config()
 	cfg.BlockTokens, cfg.MaxModelLen = 32, 8192
 	cfg.Profile.KVTokens, cfg.Profile.BatchTokens, cfg.Profile.MaxSeqs = 299*32, 2048, 4
@@ -99,8 +117,8 @@ func TestAnswersLookLikeTheTrace(t *testing.T) {
 	cfg.Tokenizer = qwen(t)
 	r := start(t, cfg)
 	for _, q := range requests {
-		if q.Path == "/reset_prefix_cache" || q.Closed {
-			continue // one needs developer mode; the other is another test's
+		if q.Closed {
+			continue // another test's
 		}
 		t.Run(q.Name, func(t *testing.T) {
 			want := q.answer(t)
@@ -140,7 +158,7 @@ func (r reply) usage() string {
 // TestMetricsAreNamedAsInTheTrace: whatever we export, vLLM exports with the
 // same labels.
 func TestMetricsAreNamedAsInTheTrace(t *testing.T) {
-	_, text := readTrace(t)
+	_, _, text := readTrace(t)
 	r := start(t, config())
 	r.post("/v1/completions", object{"prompt": ids(1, 40), "max_tokens": 3})
 	theirs := seriesNames(text)

@@ -28,7 +28,7 @@ type Config struct {
 	// of any instance then counts for all endpoints of its model and group.
 	SharedCache bool `yaml:"shared_cache"`
 	// MaxKeys is the most records kept of what is cached, one for each chunk,
-	// instance and location, of roughly 100 bytes. Past it, the chunks longest
+	// instance and location, of some 50 bytes. Past it, the chunks longest
 	// not reported are forgotten and counted.
 	MaxKeys int `yaml:"max_keys"`
 }

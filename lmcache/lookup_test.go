@@ -326,26 +326,32 @@ func TestSourceWarnsOnce(t *testing.T) {
 	}
 }
 
-// BenchmarkSourceMatch is a whole lookup of a prompt of 400 chunks.
+// BenchmarkSourceMatch is a whole lookup, keys included, of a prompt of 131,072
+// tokens that all of 64 instances hold.
 func BenchmarkSourceMatch(b *testing.B) {
-	cfg := lmcache.DefaultConfig()
-	f := newFleet(b, cfg)
-	const n = 16
-	var endpoints []scoring.Endpoint
-	var instances []lmcache.Instance
-	for i := range n {
-		endpoints = append(endpoints, endpoint(i+1, fmt.Sprintf("e%d 10.0.0.%d:8000", i, i+1)))
-		instances = append(instances, instance(fmt.Sprintf("i%d 10.0.0.%d 9000 %d", i, i+1, i)))
-		f.index.Register(worker(instances[i].ID, 0))
-		f.store(b, cfg.Keys, instances[i].ID, cpu, 400*256)
-	}
-	f.roster.set(instances...)
-	f.SetEndpoints(endpoints)
-	p := &scoring.Prompt{Sequences: []scoring.Sequence{sequence(400 * 256)}}
-	b.ReportAllocs()
-	for b.Loop() {
-		if rows := f.Match(p, endpoints); rows[n-1][0].Cached != 400*256 {
-			b.Fatal(rows[n-1])
-		}
+	const n, length = 64, 131_072
+	for _, algorithm := range []string{"builtin", "sha256_cbor"} {
+		b.Run(fmt.Sprintf("%s/tokens=%d/instances=%d", algorithm, length, n), func(b *testing.B) {
+			cfg := lmcache.DefaultConfig()
+			cfg.Keys.Algorithm = algorithm
+			f := newFleet(b, cfg)
+			var endpoints []scoring.Endpoint
+			var instances []lmcache.Instance
+			for i := range n {
+				endpoints = append(endpoints, endpoint(i+1, fmt.Sprintf("e%d 10.0.0.%d:8000", i, i+1)))
+				instances = append(instances, instance(fmt.Sprintf("i%d 10.0.0.%d 9000 %d", i, i+1, i)))
+				f.index.Register(worker(instances[i].ID, 0))
+				f.store(b, cfg.Keys, instances[i].ID, cpu, length)
+			}
+			f.roster.set(instances...)
+			f.SetEndpoints(endpoints)
+			p := &scoring.Prompt{Sequences: []scoring.Sequence{sequence(length)}}
+			b.ReportAllocs()
+			for b.Loop() {
+				if rows := f.Match(p, endpoints); rows[n-1][0].Cached != length {
+					b.Fatal(rows[n-1])
+				}
+			}
+		})
 	}
 }

@@ -33,7 +33,7 @@ func (ix *Index) Match(dst []Held, keys []Key, instances []string) []Held {
 	defer ix.mu.RUnlock()
 
 	s.begin(ix, instances)
-	for i := 0; i < len(keys) && s.matchLocked(ix.entries[keys[i]], i); i++ {
+	for i := 0; i < len(keys) && s.matchLocked(ix, keys[i], i); i++ {
 	}
 	dst = dst[:min(len(dst), len(instances))]
 	for len(dst) < len(instances) {
@@ -53,8 +53,12 @@ func (ix *Index) Match(dst []Held, keys []Key, instances []string) []Held {
 func (ix *Index) Holds(instance string, key Key) bool {
 	ix.mu.RLock()
 	defer ix.mu.RUnlock()
-	in, e := ix.instances[instance], ix.entries[key]
-	return in != nil && e != nil && slices.ContainsFunc(e.holders, func(h holder) bool { return h.slot == in.slot })
+	in, id := ix.instances[instance], ix.store.find(key)
+	if in == nil || id == 0 {
+		return false
+	}
+	e := ix.store.entries.at(id)
+	return e.slot == in.slot || slices.ContainsFunc(ix.store.others(e), func(h holder) bool { return h.slot == in.slot })
 }
 
 // scratch is the working memory of one Match.
@@ -65,6 +69,8 @@ type scratch struct {
 	asked []int32
 	// bySlot is the seeker of each slot.
 	bySlot []int32
+	// holders are those of the chunk looked at.
+	holders []holder
 }
 
 // seeker is one instance while a row of chunks is looked up.
@@ -118,14 +124,17 @@ func (s *scratch) seek(required uint64) *seeker {
 	return k
 }
 
-// matchLocked moves on those who hold chunk number i and everything before it,
-// and reports whether there is one. Caller must hold Index.mu.
-func (s *scratch) matchLocked(e *entry, i int) bool {
-	if e == nil {
+// matchLocked moves on those who hold key, chunk number i, and everything
+// before it, and reports whether there is one. Caller must hold Index.mu.
+func (s *scratch) matchLocked(ix *Index, key Key, i int) bool {
+	id := ix.store.find(key)
+	if id == 0 {
 		return false
 	}
+	e := ix.store.entries.at(id)
+	s.holders = append(append(s.holders[:0], e.first()), ix.store.others(e)...)
 	found := false
-	for _, h := range e.holders {
+	for _, h := range s.holders {
 		k := &s.seekers[s.bySlot[h.slot]]
 		if k.chunks != i {
 			continue // It has a gap before, or has this chunk in a better place.

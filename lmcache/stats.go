@@ -34,7 +34,7 @@ type WorkerStats struct {
 func (ix *Index) Stats() Stats {
 	ix.mu.RLock()
 	defer ix.mu.RUnlock()
-	s := Stats{Keys: len(ix.entries), Held: ix.held, Overflowed: ix.overflowed, Ignored: ix.ignored}
+	s := Stats{Keys: ix.store.count, Held: ix.held, Overflowed: ix.overflowed, Ignored: ix.ignored}
 	for _, in := range ix.instances {
 		for _, r := range in.ranks {
 			if r == nil {

@@ -18,8 +18,9 @@ type block struct {
 	older, newer *block
 }
 
-// pool hands out blocks. A freed block keeps its content until it is handed out
-// again, least recently freed first, and can be found by its key meanwhile.
+// pool hands out blocks: those without content that anybody could find, then the
+// least recently freed. A freed block keeps its content until it is handed out
+// again, and can be found by its key meanwhile.
 type pool struct {
 	blocks []block
 	free   block          // sentinel of a ring; next is the first to be handed out
@@ -31,13 +32,14 @@ func newPool(n int) *pool {
 	p := &pool{blocks: make([]block, n), index: make(map[Key]*block)}
 	p.free.prev, p.free.next = &p.free, &p.free
 	for i := range p.blocks {
-		p.append(&p.blocks[i])
+		p.insert(&p.blocks[i], p.free.prev)
 	}
 	return p
 }
 
-func (p *pool) append(b *block) {
-	b.prev, b.next = p.free.prev, &p.free
+// insert puts a block into the free list, behind another or the sentinel.
+func (p *pool) insert(b, behind *block) {
+	b.prev, b.next = behind, behind.next
 	b.prev.next, b.next.prev = b, b
 	p.idle++
 }
@@ -82,23 +84,30 @@ func (p *pool) pin(run []*block) {
 	}
 }
 
-// take hands out the block that was freed longest ago; its content is lost. The
-// caller checks idle before.
-func (p *pool) take() *block {
-	b := p.free.next
+// take hands out the block that was freed longest ago. Its content is lost:
+// where it was known by a key, lost is true and the key is that of the result.
+// The caller checks idle before.
+func (p *pool) take() (b *block, key Key, lost bool) {
+	b = p.free.next
 	p.unlink(b)
+	key, lost = b.key, b.cached
 	p.forget(b)
 	b.refs = 1
-	return b
+	return b, key, lost
 }
 
 // release gives blocks of one request back, the last first: the end of a prompt
-// is of less use to others than its beginning.
+// is of less use to others than its beginning. Those that cannot be found by a
+// key are the first to be handed out, as in vLLM (seen in 0.32).
 func (p *pool) release(held []*block) {
 	for _, b := range slices.Backward(held) {
 		b.refs--
-		if b.refs == 0 {
-			p.append(b)
+		switch {
+		case b.refs > 0:
+		case b.cached:
+			p.insert(b, p.free.prev)
+		default:
+			p.insert(b, &p.free)
 		}
 	}
 }
@@ -131,4 +140,12 @@ func (p *pool) forget(b *block) {
 	}
 	b.older.newer, b.newer.older = b.newer, b.older
 	b.cached, b.older, b.newer = false, nil, nil
+}
+
+// forgetAll makes every block's content unknown; the order in which they are
+// handed out stays.
+func (p *pool) forgetAll() {
+	for i := range p.blocks {
+		p.forget(&p.blocks[i])
+	}
 }

@@ -56,10 +56,46 @@ type Result struct {
 	// memory.
 	Prefill, Decode, Preempted int
 	// Admitted are the requests that left the queue for the first time.
-	Admitted []ID
+	Admitted []Admission
 	// Host is what changed in the host tier, in order.
 	Host []HostChange
+	// Blocks is what changed in the prefix cache, in order: blocks are lost
+	// before those are stored that took their place.
+	Blocks []BlockChange
 }
+
+// Admission is a request's first leave from the queue.
+type Admission struct {
+	ID ID
+	// Queried is the number of prompt tokens looked up in the prefix cache, 0
+	// with NoCache. Cached and Loaded are those of Output.
+	Queried, Cached, Loaded int
+}
+
+// BlockChange is one change of the prefix cache.
+type BlockChange struct {
+	Kind BlockChangeKind
+	// ID, First and Last say which blocks of which request were stored: from
+	// First on, Last excluded. A key may be stored several times, by requests
+	// that compute the same at once; each copy is lost by itself.
+	ID          ID
+	First, Last int
+	// Key is the one that was lost.
+	Key Key
+}
+
+// BlockChangeKind says what happened.
+type BlockChangeKind uint8
+
+// The kinds.
+const (
+	// BlocksStored: a step computed blocks of one request.
+	BlocksStored BlockChangeKind = iota
+	// BlockLost: the memory of a block was handed out anew.
+	BlockLost
+	// CacheReset: all content was made unknown at once.
+	CacheReset
+)
 
 // HostChange is a chunk that entered or left the host tier.
 type HostChange struct {
@@ -105,6 +141,8 @@ type Engine struct {
 	waiting  []*state // the head first
 	stepping bool
 	result   Result // of the step under way, so far
+	// reset: the cache was reset, which the next step with work tells.
+	reset bool
 }
 
 // New makes an idle engine with nothing cached.
@@ -169,6 +207,9 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 		panic("simulator: Schedule before the step under way is complete")
 	}
 	e.result = Result{}
+	if e.reset {
+		e.result.Blocks = append(e.result.Blocks, BlockChange{Kind: CacheReset})
+	}
 	var l load
 	budget := e.profile.BatchTokens
 	budget = e.scheduleDecodes(budget, &l)
@@ -189,6 +230,7 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 	if l.prefill+l.decodes == 0 {
 		return 0, false
 	}
+	e.reset = false
 	e.stepping, e.result.Prefill, e.result.Decode = true, l.prefill, l.decodes
 	return e.profile.duration(l), true
 }
@@ -203,7 +245,7 @@ func (e *Engine) scheduleDecodes(budget int, l *load) int {
 		}
 		for e.blocks(s.total) > len(s.held) {
 			if e.pool.idle > 0 {
-				s.held = append(s.held, e.pool.take())
+				s.held = append(s.held, e.take())
 				continue
 			}
 			if e.preempt() == s {
@@ -217,6 +259,15 @@ func (e *Engine) scheduleDecodes(budget int, l *load) int {
 		e.name(s)
 	}
 	return budget
+}
+
+// take is a block for a request; the caller has seen that one is free.
+func (e *Engine) take() *block {
+	b, key, lost := e.pool.take()
+	if lost {
+		e.result.Blocks = append(e.result.Blocks, BlockChange{Kind: BlockLost, Key: key})
+	}
+	return b
 }
 
 // preempt takes the memory of the newest request and puts it back to the head
@@ -253,12 +304,16 @@ func (e *Engine) admit(s *state, l *load) bool {
 	e.pool.pin(run)
 	s.held, s.named = run, len(run)
 	for range fresh {
-		s.held = append(s.held, e.pool.take())
+		s.held = append(s.held, e.take())
 	}
 	s.computed = device + loaded
 	if s.cached < 0 {
 		s.cached, s.loaded = s.computed, loaded
-		e.result.Admitted = append(e.result.Admitted, s.ID)
+		a := Admission{ID: s.ID, Queried: s.PromptTokens, Cached: s.cached, Loaded: loaded}
+		if s.NoCache {
+			a.Queried = 0
+		}
+		e.result.Admitted = append(e.result.Admitted, a)
 	}
 	l.hostTokens += loaded
 	return true
@@ -279,9 +334,24 @@ func (e *Engine) compute(s *state, budget int, l *load) int {
 // under way included: whoever is scheduled later in it reads what it writes.
 func (e *Engine) name(s *state) {
 	full := min((s.computed+s.scheduled)/e.block, len(s.Blocks))
+	if s.named >= full {
+		return
+	}
+	e.result.Blocks = append(e.result.Blocks, BlockChange{Kind: BlocksStored, ID: s.ID, First: s.named, Last: full})
 	for ; s.named < full; s.named++ {
 		e.pool.remember(s.held[s.named], s.Blocks[s.named])
 	}
+}
+
+// ResetCache makes all that is in the prefix cache unknown, at once; the next
+// step that has work tells it. False, and nothing is done: requests hold memory.
+func (e *Engine) ResetCache() bool {
+	if e.pool.idle < len(e.pool.blocks) {
+		return false
+	}
+	e.pool.forgetAll()
+	e.reset = true
+	return true
 }
 
 // Complete ends the step under way.

@@ -65,7 +65,9 @@ func TestPrefillInChunksThenDecode(t *testing.T) {
 	e := simulator.New(plain, simulator.Options{BlockTokens: 10})
 	idle(t, e)
 	add(t, e, simulator.Request{ID: 1, PromptTokens: 250, OutputTokens: 2})
-	want(t, step(t, e, 101*time.Millisecond), simulator.Result{Prefill: 100, Admitted: []simulator.ID{1}})
+	want(t, step(t, e, 101*time.Millisecond), simulator.Result{
+		Prefill: 100, Admitted: []simulator.Admission{{ID: 1, Queried: 250}},
+	})
 	want(t, step(t, e, 101*time.Millisecond), simulator.Result{Prefill: 100})
 	want(t, step(t, e, 51*time.Millisecond), simulator.Result{Prefill: 50, Outputs: []simulator.Output{{ID: 1, First: true}}})
 	want(t, step(t, e, 11*time.Millisecond), simulator.Result{Decode: 1, Outputs: []simulator.Output{{ID: 1, Finished: true}}})
@@ -87,7 +89,7 @@ func TestEveryTermOfAStep(t *testing.T) {
 	add(t, e, simulator.Request{ID: 2, PromptTokens: 50, OutputTokens: 1, Chunks: keys(1, 2)})
 	res := step(t, e, 11*time.Millisecond+455*time.Microsecond+40*time.Millisecond)
 	want(t, res, simulator.Result{
-		Prefill: 10, Admitted: []simulator.ID{2},
+		Prefill: 10, Admitted: []simulator.Admission{{ID: 2, Queried: 50, Cached: 40, Loaded: 40}},
 		Outputs: []simulator.Output{{ID: 2, First: true, Finished: true, Cached: 40, Loaded: 40}},
 	})
 }
@@ -100,11 +102,11 @@ func TestDecodesComeFirstAndPrefillsInOrder(t *testing.T) {
 	add(t, e, simulator.Request{ID: 3, PromptTokens: 60, OutputTokens: 1})
 	// One token for the decode, 99 for the older prefill, none for the younger.
 	want(t, step(t, e, 101*time.Millisecond), simulator.Result{
-		Prefill: 99, Decode: 1, Admitted: []simulator.ID{2}, Outputs: []simulator.Output{{ID: 1}},
+		Prefill: 99, Decode: 1, Admitted: []simulator.Admission{{ID: 2, Queried: 150}}, Outputs: []simulator.Output{{ID: 1}},
 	})
 	// 51 finish the older, 48 of the younger.
 	want(t, step(t, e, 101*time.Millisecond), simulator.Result{
-		Prefill: 99, Decode: 1, Admitted: []simulator.ID{3},
+		Prefill: 99, Decode: 1, Admitted: []simulator.Admission{{ID: 3, Queried: 60}},
 		Outputs: []simulator.Output{{ID: 1}, {ID: 2, First: true, Finished: true}},
 	})
 	want(t, step(t, e, 14*time.Millisecond), simulator.Result{
@@ -194,18 +196,18 @@ func TestTheLeastRecentlyFreedGoesFirstItsTailBeforeItsHead(t *testing.T) {
 	run(e)
 	add(t, e, simulator.Request{ID: 2, PromptTokens: 401, OutputTokens: 1, Blocks: keys(2, 40)})
 	run(e)
-	// 41 blocks each: 18 have never been used. 38 for a third take 20 of the first.
+	// 40 blocks each can be found again, 20 cannot. 38 for a third take 18 of the
+	// first.
 	add(t, e, simulator.Request{ID: 3, PromptTokens: 380, OutputTokens: 1, Blocks: keys(3, 38)})
 	run(e)
 	add(t, e, simulator.Request{ID: 4, PromptTokens: 401, OutputTokens: 1, Blocks: keys(2, 40)})
 	if got := run(e)[0].Cached; got != 400 {
 		t.Errorf("%d cached of the second, want all 400", got)
 	}
-	// Of the first went its 41st block, which has no key, 19 others, and one more
-	// for the end of the fourth prompt.
+	// And one more for the end of the fourth prompt.
 	add(t, e, simulator.Request{ID: 5, PromptTokens: 401, OutputTokens: 1, Blocks: keys(1, 40)})
-	if got := run(e)[0].Cached; got != 200 {
-		t.Errorf("%d cached of the first, want 200", got)
+	if got := run(e)[0].Cached; got != 210 {
+		t.Errorf("%d cached of the first, want 210", got)
 	}
 }
 
@@ -231,7 +233,10 @@ func TestTheNewestGivesWayWhenDecodesNeedRoom(t *testing.T) {
 	add(t, e, simulator.Request{ID: 2, PromptTokens: 50, OutputTokens: 20, Blocks: keys(2, 6)})
 	step(t, e, 101*time.Millisecond) // both are done with their prompts, memory is full
 	res := step(t, e, 11*time.Millisecond)
-	want(t, res, simulator.Result{Decode: 1, Preempted: 1, Outputs: []simulator.Output{{ID: 1}}})
+	want(t, res, simulator.Result{
+		Decode: 1, Preempted: 1, Outputs: []simulator.Output{{ID: 1}},
+		Blocks: []simulator.BlockChange{{Kind: simulator.BlockLost, Key: 2004}}, // the end of the one that gave way
+	})
 	if s := e.Stats(); s.Running != 1 || s.Waiting != 1 {
 		t.Errorf("running %d, waiting %d; want 1 and 1", s.Running, s.Waiting)
 	}
@@ -260,7 +265,10 @@ func TestCancelFreesAtOnce(t *testing.T) {
 	if got := e.Stats(); got != (simulator.Stats{Blocks: 100}) {
 		t.Errorf("stats %+v after cancel", got)
 	}
-	want(t, e.Complete(), simulator.Result{Prefill: 100, Admitted: []simulator.ID{1}})
+	want(t, e.Complete(), simulator.Result{
+		Prefill: 100, Admitted: []simulator.Admission{{ID: 1, Queried: 150}},
+		Blocks: []simulator.BlockChange{{ID: 1, Last: 10}},
+	})
 	// What the step had computed stays cached.
 	add(t, e, simulator.Request{ID: 3, PromptTokens: 150, OutputTokens: 1, Blocks: keys(1, 15)})
 	if got := run(e)[0].Cached; got != 100 {
@@ -366,5 +374,85 @@ func TestProfilesAreComplete(t *testing.T) {
 	add(t, e, simulator.Request{ID: 1, PromptTokens: 1, OutputTokens: 1})
 	if d, _ := e.Schedule(); d < 20*time.Millisecond {
 		t.Errorf("the smallest step of demo takes %s", d)
+	}
+}
+
+// TestBlocksAreToldAsTheyComeAndGo walks through what an engine publishes:
+// chunk by chunk, a request's own copy of a block that is there already, decode,
+// and what is lost before what takes its place.
+func TestBlocksAreToldAsTheyComeAndGo(t *testing.T) {
+	p := plain
+	p.KVTokens = 200
+	e := simulator.New(p, simulator.Options{BlockTokens: 10})
+	blocks := func() (all [][]simulator.BlockChange) {
+		for {
+			if _, ok := e.Schedule(); !ok {
+				return all
+			}
+			if changes := e.Complete().Blocks; changes != nil {
+				all = append(all, changes)
+			}
+		}
+	}
+	stored := func(id simulator.ID, first, last int) simulator.BlockChange {
+		return simulator.BlockChange{ID: id, First: first, Last: last}
+	}
+	lost := func(k simulator.Key) simulator.BlockChange {
+		return simulator.BlockChange{Kind: simulator.BlockLost, Key: k}
+	}
+	for _, c := range []struct {
+		name   string
+		prompt simulator.Request
+		want   [][]simulator.BlockChange
+	}{
+		{
+			"in chunks, then the block that the answer fills",
+			simulator.Request{ID: 1, PromptTokens: 115, OutputTokens: 10, Blocks: keys(1, 12)},
+			[][]simulator.BlockChange{{stored(1, 0, 10)}, {stored(1, 10, 11)}, {stored(1, 11, 12)}},
+		},
+		{
+			"all cached, the last block computed again",
+			simulator.Request{ID: 2, PromptTokens: 120, OutputTokens: 1, Blocks: keys(1, 12)},
+			[][]simulator.BlockChange{{stored(2, 11, 12)}},
+		},
+		{"all cached", simulator.Request{ID: 3, PromptTokens: 121, OutputTokens: 1, Blocks: keys(1, 12)}, nil},
+		{
+			"13 are held, 3 of the 7 others were never used",
+			simulator.Request{ID: 4, PromptTokens: 95, OutputTokens: 1, Blocks: keys(4, 9)},
+			[][]simulator.BlockChange{{lost(1011), lost(1011), lost(1010), stored(4, 0, 9)}},
+		},
+	} {
+		add(t, e, c.prompt)
+		if diff := cmp.Diff(c.want, blocks()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
+// TestResetTellsWithTheNextStep: an engine that has nothing to do says nothing.
+func TestResetTellsWithTheNextStep(t *testing.T) {
+	e := simulator.New(plain, simulator.Options{BlockTokens: 10})
+	add(t, e, simulator.Request{ID: 1, PromptTokens: 25, OutputTokens: 2, Blocks: keys(1, 2)})
+	step(t, e, 26*time.Millisecond)
+	if e.ResetCache() {
+		t.Error("the cache was reset under a request that runs")
+	}
+	run(e)
+	if !e.ResetCache() {
+		t.Error("the cache of an idle engine was not reset")
+	}
+	idle(t, e)
+	add(t, e, simulator.Request{ID: 2, PromptTokens: 25, OutputTokens: 1, Blocks: keys(1, 2)})
+	res := step(t, e, 26*time.Millisecond)
+	if res.Outputs[0].Cached != 0 {
+		t.Errorf("%d tokens cached after the reset", res.Outputs[0].Cached)
+	}
+	told := []simulator.BlockChange{{Kind: simulator.CacheReset}, {ID: 2, Last: 2}}
+	if diff := cmp.Diff(told, res.Blocks); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	add(t, e, simulator.Request{ID: 3, PromptTokens: 25, OutputTokens: 1, Blocks: keys(1, 2)})
+	if res := step(t, e, 11*time.Millisecond); res.Blocks != nil || res.Outputs[0].Cached != 20 {
+		t.Errorf("told %v, %d cached; want nothing more and 20", res.Blocks, res.Outputs[0].Cached)
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // twin is the prefix cache in the plainest words: a list of blocks in the order
-// in which they were freed, searched from end to end.
+// in which they are handed out, searched from end to end.
 type twin struct {
 	total int
 	free  []twinBlock // the first is handed out first
@@ -58,12 +58,41 @@ func (w *twin) serve(prompt, output, block int, keys []simulator.Key) int {
 		}
 	}
 	slices.Reverse(held)
-	w.free = append(w.free, held...)
+	for _, b := range held {
+		if b.named == 0 { // nobody can find it
+			w.free = slices.Insert(w.free, 0, b)
+		} else {
+			w.free = append(w.free, b)
+		}
+	}
 	return found
 }
 
+// believed is the prefix cache as its changes tell it: copies by key.
+type believed map[simulator.Key]int
+
+// follow takes one step's changes; k are the keys of the one request there is.
+func (b believed) follow(t *testing.T, changes []simulator.BlockChange, k []simulator.Key) {
+	t.Helper()
+	for _, c := range changes {
+		switch c.Kind {
+		case simulator.BlocksStored:
+			for _, key := range k[c.First:c.Last] {
+				b[key]++
+			}
+		case simulator.BlockLost:
+			if b[c.Key]--; b[c.Key] < 0 {
+				t.Fatalf("block %d was lost more often than stored", c.Key)
+			}
+		case simulator.CacheReset:
+			clear(b)
+		}
+	}
+}
+
 // TestPrefixCacheAgainstTwin runs random requests one by one through the engine
-// and the twin; what is found must agree each time, so evictions do too.
+// and the twin; what is found must agree each time, so evictions do too. Whoever
+// follows the changes must know it beforehand.
 func TestPrefixCacheAgainstTwin(t *testing.T) {
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -72,6 +101,7 @@ func TestPrefixCacheAgainstTwin(t *testing.T) {
 		const block = 10
 		e := simulator.New(p, simulator.Options{BlockTokens: block})
 		w := &twin{total: p.KVTokens / block}
+		told := believed{}
 		for range w.total {
 			w.free = append(w.free, twinBlock{})
 		}
@@ -85,10 +115,31 @@ func TestPrefixCacheAgainstTwin(t *testing.T) {
 				node = 2*node + simulator.Key(rng.IntN(2))
 				k = append(k, node)
 			}
+			if rng.IntN(50) == 0 && e.ResetCache() {
+				for i := range w.free {
+					w.free[i].named = 0
+				}
+				clear(told)
+			}
+			foretold := 0
+			for foretold < (prompt-1)/block && told[k[foretold]] > 0 {
+				foretold++
+			}
 			want := w.serve(prompt, output, block, k) * block
 			add(t, e, simulator.Request{ID: simulator.ID(id), PromptTokens: prompt, OutputTokens: output, Blocks: k})
-			if got := run(e)[0].Cached; got != want {
-				t.Fatalf("seed %d request %d: %d tokens cached, the twin says %d", seed, id, got, want)
+			got := -1
+			for {
+				if _, ok := e.Schedule(); !ok {
+					break
+				}
+				res := e.Complete()
+				told.follow(t, res.Blocks, k)
+				if got < 0 && len(res.Outputs) > 0 {
+					got = res.Outputs[0].Cached
+				}
+			}
+			if got != want || foretold*block != want {
+				t.Fatalf("seed %d request %d: %d tokens cached, %d foretold, the twin says %d", seed, id, got, foretold*block, want)
 			}
 		}
 	}

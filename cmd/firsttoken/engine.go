@@ -18,6 +18,7 @@ func newEngineCommand() *cobra.Command {
 	cfg := engine.DefaultConfig()
 	var listen, profile, faults string
 	var saveTail bool
+	var adapters []string
 	cmd := &cobra.Command{
 		Use:   "engine --model NAME",
 		Short: "Run a simulated vLLM engine, for trying firsttoken without GPUs",
@@ -26,7 +27,8 @@ func newEngineCommand() *cobra.Command {
 It answers the OpenAI paths as vLLM does, with words that mean nothing, as soon
 as an engine of the chosen profile would: prompts queue, are computed in chunks
 and batches, and are faster where their beginning is cached. When the port is
-open one line says where, on standard output: listening on http://IP:PORT`,
+open one line says where, on standard output: listening on http://IP:PORT
+POST /restart begins anew at the same addresses, with nothing cached.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -37,7 +39,11 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 				return err
 			}
 			if !cmd.Flags().Changed("max-model-len") {
-				cfg.MaxModelLen = min(cfg.MaxModelLen, cfg.Profile.KVTokens)
+				cfg.MaxModelLen = min(cfg.MaxModelLen, cfg.Profile.KVTokens/max(1, cfg.BlockTokens)*cfg.BlockTokens)
+			}
+			for _, text := range adapters {
+				name, path, _ := strings.Cut(text, "=")
+				cfg.Adapters = append(cfg.Adapters, engine.Adapter{Name: name, Path: path})
 			}
 			if cmd.Flags().Changed("lmcache-save-unfull-chunk") {
 				cfg.LMCache.Keys.SaveUnfullChunk = &saveTail
@@ -69,8 +75,23 @@ open one line says where, on standard output: listening on http://IP:PORT`,
 	f.StringVar(&cfg.APIKey, "api-key", "", "bearer token that paths below /v1 demand")
 	f.StringVar(&faults, "faults", "", "what is wrong from the start: hang, refuse, unhealthy, error_rate=0.1, slow=3, drop_after=5; POST /faults changes it")
 	f.StringVar(&cfg.Tokenizer, "tokenizer", "", "folder with tokenizer.json and the chat template; without it four bytes of text are a token")
+	f.StringVar(&cfg.ChatTemplate, "chat-template", "", "file with the chat template that replaces the tokenizer's")
+	f.StringVar(&cfg.TimeZone, "time-zone", "", "time zone in which chat templates print the date, such as UTC (default: this process's)")
+	f.StringSliceVar(&adapters, "lora-modules", nil, "LoRA adapters served, each name=path")
+	eventFlags(f, &cfg.Events)
 	lmcacheFlags(f, &cfg.LMCache, &saveTail)
 	return cmd
+}
+
+// eventFlags are what vLLM's --kv-events-config would say.
+func eventFlags(f *pflag.FlagSet, c *engine.EventsConfig) {
+	f.StringVar(&c.Endpoint, "kv-events-endpoint", "", "address of the KV events, such as tcp://*:5557: with a * the engine binds, else it connects; without it there are none")
+	f.StringVar(&c.Replay, "kv-events-replay-endpoint", "", "address that repeats KV events, such as tcp://*:5558; without it nothing does")
+	f.StringVar(&c.Topic, "kv-events-topic", "", "topic of the KV events")
+	f.IntVar(&c.BufferSteps, "kv-events-buffer-steps", c.BufferSteps, "messages kept to be repeated")
+	f.StringVar(&c.VLLMVersion, "kv-events-vllm-version", c.VLLMVersion, "vLLM release whose form KV events have: arrays before 0.24, maps since")
+	f.BoolVar(&c.BytesHashes, "kv-events-bytes-hashes", false, "name blocks by digests, as with VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0")
+	f.BoolVar(&c.StoreOnly, "kv-events-store-only", false, "tell what is stored and never what goes")
 }
 
 // lmcacheFlags are what an engine's LMCache would be configured with.

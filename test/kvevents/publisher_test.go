@@ -49,8 +49,8 @@ type engine struct {
 	Events, Replay string // addresses
 }
 
-// startEngine starts one; config are the arguments of vLLM's publisher.
-func startEngine(t *testing.T, version string, config map[string]any) *engine {
+// command runs a script of this folder with the classes of a release of vLLM.
+func command(t *testing.T, version, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(tools(), "kvevents", version)); err != nil {
 		if os.Getenv("CI") == "true" {
@@ -58,19 +58,26 @@ func startEngine(t *testing.T, version string, config map[string]any) *engine {
 		}
 		t.Skipf("the publisher of vLLM %s is not installed; run make test, which puts it below .tools", version)
 	}
-	text, err := json.Marshal(config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	python := os.Getenv("PYTHON")
 	if python == "" {
 		python = "python3"
 	}
-	cmd := exec.Command(python, filepath.Join(here(), "publisher.py"), string(text))
+	cmd := exec.Command(python, append([]string{filepath.Join(here(), script)}, args...)...)
 	// msgspec and pyzmq are where the LMCache tests have theirs.
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+strings.Join([]string{
 		filepath.Join(here(), "stubs"), filepath.Join(tools(), "kvevents", version), filepath.Join(tools(), "lmcache", "0.5.6"),
 	}, string(filepath.ListSeparator)))
+	return cmd
+}
+
+// startEngine starts one; config are the arguments of vLLM's publisher.
+func startEngine(t *testing.T, version string, config map[string]any) *engine {
+	t.Helper()
+	text, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, version, "publisher.py", string(text))
 	var log strings.Builder
 	cmd.Stderr = &log
 	stdin, err := cmd.StdinPipe()
