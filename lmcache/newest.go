@@ -1,5 +1,7 @@
 package lmcache
 
+import "slices"
+
 // Newest appends up to n keys that any rank of the instance holds, of those
 // reported last first. It looks at no more than four times n records, so that
 // a quiet instance among busy ones costs no more than a busy one.
@@ -11,15 +13,14 @@ func (ix *Index) Newest(dst []Key, instance string, n int) []Key {
 	if in == nil {
 		return dst
 	}
-	for e := ix.newest; e != nil && added < n && seen < 4*n; e = e.older {
+	for id := ix.store.newest; id != 0 && added < n && seen < 4*n; {
+		e := ix.store.entries.at(id)
 		seen++
-		for _, h := range e.holders {
-			if h.slot == in.slot {
-				dst = append(dst, e.key)
-				added++
-				break
-			}
+		if e.slot == in.slot || slices.ContainsFunc(ix.store.others(e), func(h holder) bool { return h.slot == in.slot }) {
+			dst = append(dst, e.key)
+			added++
 		}
+		id = e.older
 	}
 	return dst
 }
