@@ -4,17 +4,20 @@
 package routed
 
 import (
-	"slices"
+	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-
+	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
-// Location is the name under which matches of this source are reported.
-const Location = "routed"
+// The names under which matches of this source are reported: what should be on
+// the engine's GPU, and what in its host's memory.
+const (
+	Location     = "routed"
+	LocationHost = "routed_host"
+)
 
 // block is the number of tokens that are remembered as one: four blocks of
 // vLLM's default. Smaller ones cost more memory than the last tokens of a
@@ -23,35 +26,31 @@ const block = 64
 
 // Memory is a cache source fed by our own decisions. Per endpoint it keeps the
 // blocks of the prompts routed there, least recently routed out first, up to
-// the endpoint's capacity. Safe for concurrent use.
+// what the engine says that it holds. Safe for concurrent use.
 //
 // Cost: simulated against exact knowledge it loses 0 to 2 % of mean time to
-// first token where engines have a host tier, 0 to 8 % without; a capacity set
-// too low costs more than one set too high.
+// first token where engines have a host tier, 0 to 8 % without. A capacity
+// taken as 0.8 of the true one costs 0 to 11 %, half of it 3 to 29 %, twice
+// 3 to 10 %: when unsure it is guessed high.
 type Memory struct {
-	capacity scoring.Tokens // set once
+	cfg Config       // set once
+	log *slog.Logger // set once
 
 	mu sync.RWMutex // guards endpoints, not what they hold
 	// endpoints has exactly the endpoints last given to SetEndpoints.
 	endpoints map[scoring.EndpointID]*held
 }
 
-// held is what one life of one endpoint is believed to hold.
-type held struct {
-	mu sync.RWMutex // guards blocks
-	// blocks is bounded by the capacity. A value says whether the block has
-	// been computed: the first token of a prompt with it was seen.
-	blocks *simplelru.LRU[uint64, *bool]
-}
-
-// New makes a Memory that believes each endpoint to hold at most
-// cfg.CapacityTokens.
-func New(cfg Config) *Memory {
-	return &Memory{capacity: cfg.CapacityTokens, endpoints: make(map[scoring.EndpointID]*held)}
+// New makes a Memory that believes each endpoint to hold what cfg says, until
+// Observe is told what the engine says.
+func New(cfg Config, log *slog.Logger) *Memory {
+	return &Memory{cfg: cfg, log: log, endpoints: make(map[scoring.EndpointID]*held)}
 }
 
 // SetEndpoints forgets what was routed to endpoints that are gone: a new life
-// of an address begins with an empty cache.
+// of an address begins with an empty cache. So may one that is ready again; an
+// engine whose counters are read tells whether it is the same as before, any
+// other is taken for a new one.
 func (m *Memory) SetEndpoints(endpoints []scoring.Endpoint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -59,22 +58,45 @@ func (m *Memory) SetEndpoints(endpoints []scoring.Endpoint) {
 	for _, e := range endpoints {
 		h := m.endpoints[e.ID]
 		if h == nil {
-			blocks, err := simplelru.NewLRU[uint64, *bool](max(1, int(m.capacity/block)), nil)
-			if err != nil {
-				panic(err) // only for a size below 1
-			}
-			h = &held{blocks: blocks}
+			h = newHeld(e.Name, m.cfg)
 		}
+		h.setReady(e.Ready)
 		present[e.ID] = h
 	}
 	m.endpoints = present
 }
 
+// Forget empties what is believed of an endpoint.
+func (m *Memory) Forget(id scoring.EndpointID) {
+	if h := m.of(id); h != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.forgetLocked()
+	}
+}
+
+// Observe takes in what an engine says of itself; it is a counters.Observer.
+func (m *Memory) Observe(id scoring.EndpointID, r counters.Reading, restarted bool) {
+	h := m.of(id)
+	if h == nil {
+		return
+	}
+	before, now := h.observe(&r, restarted)
+	switch {
+	case now < before:
+		m.log.Warn("engine finds clearly less in its cache than was routed to it; believing less of that",
+			"endpoint", h.name, "believed_share", now, "likely", "its cache is smaller than it says, others use it too, or it reuses nothing")
+	case now > before:
+		m.log.Info("engine finds more in its cache than was believed; believing more of what was routed to it", "endpoint", h.name, "believed_share", now)
+	}
+}
+
 // Match implements scoring.CacheIndex. It knows every endpoint.
 func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scoring.Match {
 	rows := make([][]scoring.Match, len(endpoints))
-	for i, e := range endpoints {
-		if m.of(e.ID) != nil {
+	known := make([]*held, len(endpoints))
+	for i := range endpoints {
+		if known[i] = m.of(endpoints[i].ID); known[i] != nil {
 			rows[i] = make([]scoring.Match, len(p.Sequences))
 		}
 	}
@@ -82,16 +104,13 @@ func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 		var chain []uint64
 		var root uint64
 		for i := range endpoints {
-			e := &endpoints[i]
-			if h := m.of(e.ID); h != nil && rows[i] != nil {
-				if r := p.Root(e); chain == nil || r != root {
-					chain, root = chainOf(&p.Sequences[s], r), r
-				}
-				if n := h.leading(chain); n > 0 {
-					cached := scoring.Tokens(n * block)
-					rows[i][s] = scoring.Match{Cached: cached, Spans: []scoring.Span{{End: cached, Location: Location}}}
-				}
+			if known[i] == nil {
+				continue
 			}
+			if r := p.Root(&endpoints[i]); chain == nil || r != root {
+				chain, root = chainOf(&p.Sequences[s], r), r
+			}
+			rows[i][s] = known[i].match(chain, p.Sequences[s].Length)
 		}
 	}
 	return rows
@@ -101,49 +120,46 @@ func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 // their place in the order of routing; they count as held from the first token.
 func (m *Memory) Decided(d *scoring.Decision) {
 	e := d.Endpoint()
-	m.note(&e, d.Prompt, false)
+	if h := m.of(e.ID); h != nil {
+		h.decided(d.Reservation, d.Prompt, d.Prompt.Root(&e))
+	}
 }
 
 // FirstToken notes that the prompt has been computed, at the endpoint that
 // serves the request by now.
 func (m *Memory) FirstToken(d *scoring.Decision, _ time.Duration) {
-	if e, known := d.Reservation.Endpoint(); known {
-		m.note(&e, d.Prompt, true)
+	e, known := d.Reservation.Endpoint()
+	m.settle(d, known && e.ID == d.Endpoint().ID)
+	if known {
+		m.computed(&e, d.Prompt)
 	}
 }
 
 // Ended notes the end of a request. A complete answer proves that the prompt
 // was computed at served, also where no first token could be seen.
 func (m *Memory) Ended(d *scoring.Decision, outcome scoring.Outcome, served string) {
-	if outcome != scoring.OutcomeComplete || d.Prompt.Streamed {
+	whole := outcome == scoring.OutcomeComplete && !d.Prompt.Streamed
+	m.settle(d, whole && served == d.Endpoint().Address)
+	if !whole {
 		return
 	}
 	for i := range d.Candidates {
 		if e := &d.Candidates[i].Endpoint; e.Address == served {
-			m.note(e, d.Prompt, true)
+			m.computed(e, d.Prompt)
 		}
 	}
 }
 
-// note puts the prompt's blocks in front, its first block foremost: a prefix
-// must outlive what follows it. computed marks them as held.
-func (m *Memory) note(e *scoring.Endpoint, p *scoring.Prompt, computed bool) {
-	h := m.of(e.ID)
-	if h == nil {
-		return
+// settle closes what was predicted for a request when it was decided.
+func (m *Memory) settle(d *scoring.Decision, servedThere bool) {
+	if h := m.of(d.Endpoint().ID); h != nil {
+		h.settle(d.Reservation, servedThere)
 	}
-	for s := range p.Sequences {
-		chain := chainOf(&p.Sequences[s], p.Root(e))
-		h.mu.Lock()
-		for _, hash := range slices.Backward(chain) {
-			if state, ok := h.blocks.Get(hash); ok {
-				*state = *state || computed
-				continue
-			}
-			state := computed
-			h.blocks.Add(hash, &state)
-		}
-		h.mu.Unlock()
+}
+
+func (m *Memory) computed(e *scoring.Endpoint, p *scoring.Prompt) {
+	if h := m.of(e.ID); h != nil {
+		h.computed(p, p.Root(e), time.Now())
 	}
 }
 
@@ -151,18 +167,6 @@ func (m *Memory) of(id scoring.EndpointID) *held {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.endpoints[id]
-}
-
-// leading is how many blocks of the chain are held without a gap.
-func (h *held) leading(chain []uint64) int {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for i, hash := range chain {
-		if state, ok := h.blocks.Peek(hash); !ok || !*state {
-			return i
-		}
-	}
-	return len(chain)
 }
 
 // chainOf hashes the whole blocks of a sequence, from its root on.

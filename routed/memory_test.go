@@ -2,8 +2,11 @@ package routed
 
 import (
 	"fmt"
+	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +23,12 @@ type fleet struct {
 
 func newFleet(t *testing.T, capacity scoring.Tokens) *fleet {
 	t.Helper()
-	m := New(Config{CapacityTokens: capacity})
+	return fleetOf(t, Config{CapacityTokens: capacity})
+}
+
+func fleetOf(t *testing.T, cfg Config) *fleet {
+	t.Helper()
+	m := New(cfg, slog.New(slog.DiscardHandler))
 	p, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), m)
 	if err != nil {
 		t.Fatal(err)
@@ -216,13 +224,15 @@ func TestConfigFaults(t *testing.T) {
 	if err := DefaultConfig().Validate("memory"); err != nil {
 		t.Error(err)
 	}
-	if err := (Config{}).Validate("memory"); err == nil {
-		t.Error("a capacity of 0 passes")
+	for _, c := range []Config{{}, {CapacityTokens: 1e12}, {CapacityTokens: 1e5, HostTokens: -1}, {CapacityTokens: 1e5, HostSecondsPerToken: math.NaN()}} {
+		if err := c.Validate("memory"); err == nil || !strings.Contains(err.Error(), "memory.") {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 
 func BenchmarkMatch(b *testing.B) {
-	m := New(DefaultConfig())
+	m := New(DefaultConfig(), slog.New(slog.DiscardHandler))
 	var endpoints []scoring.Endpoint
 	for i := range 16 {
 		endpoints = append(endpoints, scoring.Endpoint{ID: scoring.EndpointID(i + 1), Address: fmt.Sprint(i)})
@@ -230,7 +240,7 @@ func BenchmarkMatch(b *testing.B) {
 	m.SetEndpoints(endpoints)
 	p := prompt(1, 32_000)
 	for i := range endpoints {
-		m.note(&endpoints[i], p, true)
+		m.computed(&endpoints[i], p)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -241,7 +251,7 @@ func BenchmarkMatch(b *testing.B) {
 // A salt's blocks are its own, and so are an adapter's, which is one only where
 // the engine says so.
 func TestSaltsAndAdaptersShareNothing(t *testing.T) {
-	m := New(Config{CapacityTokens: 10_000})
+	m := New(Config{CapacityTokens: 10_000}, slog.New(slog.DiscardHandler))
 	base := scoring.Endpoint{ID: 1, Address: "e1", Ready: true, Models: []string{"m", "l"}, Adapters: []string{"l"}}
 	alias := scoring.Endpoint{ID: 2, Address: "e2", Ready: true, Models: []string{"m", "l"}}
 	m.SetEndpoints([]scoring.Endpoint{base, alias})
@@ -251,9 +261,9 @@ func TestSaltsAndAdaptersShareNothing(t *testing.T) {
 		return p
 	}
 	const all = 1000 / block * block
-	m.note(&base, as("m", ""), true)
-	m.note(&alias, as("m", ""), true)
-	m.note(&alias, as("l", "s"), true)
+	m.computed(&base, as("m", ""))
+	m.computed(&alias, as("m", ""))
+	m.computed(&alias, as("l", "s"))
 	for _, tt := range []struct {
 		model, salt string
 		want        []scoring.Tokens

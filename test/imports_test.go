@@ -38,7 +38,7 @@ var arrows = []arrow{
 	{"lmcache/zmq", nil, "a socket to frames, so that another ZeroMQ binding costs one package"},
 	{"lmcache", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
 	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth, fed by engines' own events"},
-	{"routed", []string{"scoring"}, "a source of cache truth; it remembers decisions and asks nobody"},
+	{"routed", []string{"scoring", "counters"}, "a source of cache truth; it remembers decisions, and what engines count bounds and corrects it"},
 	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},
 	{"counters", []string{"scoring"}, "what engines count of themselves; how they are called is handed to it"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},

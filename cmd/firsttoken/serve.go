@@ -118,11 +118,11 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
-	s.memory = routed.New(cfg.Memory)
+	s.memory = routed.New(cfg.Memory, log)
 	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, s.cached()); err != nil {
 		return nil, err
 	}
-	registry.MustRegister(newLedgerCollector(s.picker))
+	registry.MustRegister(newLedgerCollector(s.picker), newMemoryCollector(s.picker.Endpoints, s.memory))
 	if s.source != nil {
 		registry.MustRegister(newCacheCollector(s.picker.Endpoints, s.source, s.controller))
 	}
@@ -132,7 +132,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
-	s.readCounters(registry)
+	s.readCounters(registry, s.memory.Observe)
 	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),

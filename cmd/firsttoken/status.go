@@ -6,6 +6,7 @@ import (
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -73,6 +74,9 @@ type endpointStatus struct {
 	Instance string `json:"lmcache_instance,omitempty"`
 	// Counters are what the engine says of itself; null where that is not read.
 	Counters *counters.Status `json:"counters"`
+	// Memory is what we believe it to hold of what was routed there; it counts
+	// where no other source knows the endpoint.
+	Memory *routed.Status `json:"memory"`
 }
 
 func (s *service) status() status {
@@ -123,6 +127,7 @@ func (s *service) status() status {
 			Decoding:      o.Decoding,
 			Instance:      instances[e.Endpoint.ID],
 			Counters:      counted[e.Endpoint.ID],
+			Memory:        s.memory.Status(e.Endpoint.ID),
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed
