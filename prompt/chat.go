@@ -136,15 +136,16 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 	if !template.knowsDeveloper {
 		turns = foldDevelopers(turns)
 	}
-	text, err := c.render(ctx, template, turns, now)
+	text, rendered, err := c.render(ctx, template, turns, now)
 	if err != nil {
 		return Encoded{}, err
 	}
 	p, err := m.tokenize(ctx, text, c.cut)
-	if err != nil || !media {
-		return Encoded{Prompts: []EncodedPrompt{p}}, err
+	if err == nil && media {
+		err = c.findMedia(ctx, &p, template, turns, now)
 	}
-	if err := c.findMedia(ctx, &p, template, turns, now); err != nil {
+	if err != nil {
+		rendered.Free()
 		return Encoded{}, err
 	}
 	for i := range turns {
@@ -154,7 +155,7 @@ func (m *Model) chat(ctx context.Context, f *fields, now time.Time, lenient bool
 			}
 		}
 	}
-	return Encoded{Prompts: []EncodedPrompt{p}}, nil
+	return Encoded{Prompts: []EncodedPrompt{p}, rendered: rendered}, nil
 }
 
 // findMedia sets the usable prefix of a prompt with media: rendered again with
@@ -167,10 +168,11 @@ func (c *chat) findMedia(ctx context.Context, p *EncodedPrompt, template *chatTe
 			}
 		}
 	}
-	other, err := c.render(ctx, template, turns, now)
+	other, rendered, err := c.render(ctx, template, turns, now)
 	if err != nil {
 		return err
 	}
+	defer rendered.Free()
 	same := 0
 	for same < len(p.Text) && same < len(other) && p.Text[same] == other[same] {
 		same++
@@ -241,42 +243,50 @@ func (c *chat) excludesTools() bool {
 // again in the rendered text.
 const continueTag = "CONTINUE_FINAL_MESSAGE_TAG "
 
-// render is the text of the conversation.
-func (c *chat) render(ctx context.Context, t *chatTemplate, turns []turn, now time.Time) (string, error) {
+// render is the text of the conversation, which lies in rendered: the caller frees
+// that.
+func (c *chat) render(ctx context.Context, t *chatTemplate, turns []turn, now time.Time) (text string, rendered *native.Text, err error) {
 	if len(turns) == 0 {
-		return "", refuse("", "Cannot apply chat template to an empty conversation. Provide at least one message.")
+		return "", nil, refuse("", "Cannot apply chat template to an empty conversation. Provide at least one message.")
 	}
 	tail := ""
 	if c.continueFinalMessage {
 		if c.addGenerationPrompt {
-			return "", refuse("", "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you want the model "+
+			return "", nil, refuse("", "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message when you want the model "+
 				"to continue the final message, and add_generation_prompt when you want to add a header that will prompt it to start a new assistant message instead.")
 		}
 		if !strings.Contains(t.source, "content") {
-			return "", refuse("", `continue_final_message is set to "content" but this is not an accepted field in the chat_template`)
+			return "", nil, refuse("", `continue_final_message is set to "content" but this is not an accepted field in the chat_template`)
 		}
 		if last := &turns[len(turns)-1]; last.list && last.merged == nil && last.lastText() < 0 {
-			return "", refuse("", "continue_final_message is set but we could not find any text to continue in the final message!")
+			return "", nil, refuse("", "continue_final_message is set but we could not find any text to continue in the final message!")
 		}
 		tail = continueTag
 	}
 	variables := variablePool.Get().(*native.Value) //nolint:forcetypeassert // the pool holds nothing else
 	defer releaseVariables(variables)
 	if err := c.writeVariables(variables, t, turns, tail); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	text, err := t.compiled.Render(ctx, variables, now)
-	if err != nil {
-		return "", renderFault(err)
+	if rendered, err = t.compiled.Render(ctx, variables, now); err != nil {
+		return "", nil, renderFault(err)
 	}
+	text = rendered.View()
 	if c.continueFinalMessage {
-		last := &turns[len(turns)-1]
-		if last.list && last.merged == nil {
-			return cutContinued(text, last.parts[last.lastText()].str())
+		if text, err = cutContinued(text, turns[len(turns)-1].lastString()); err != nil {
+			rendered.Free()
+			return "", nil, err
 		}
-		return cutContinued(text, last.text())
 	}
-	return text, nil
+	return text, rendered, nil
+}
+
+// lastString is the last text of the turn, which an answer goes on from.
+func (t *turn) lastString() string {
+	if t.list && t.merged == nil {
+		return t.parts[t.lastText()].str()
+	}
+	return t.text()
 }
 
 // renderFault tells the template's refusals, which the engine's template makes

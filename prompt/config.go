@@ -19,6 +19,12 @@ type Config struct {
 	// MaxInputBytes is the size of the largest request body that is tokenized;
 	// the length of larger ones is estimated.
 	MaxInputBytes int `yaml:"max_input_bytes"`
+	// SegmentCacheBytes bounds, for each model, the memory of the segment cache:
+	// the token ids of the pieces of text between special tokens, so that a
+	// conversation that goes on costs only its new turn. A piece needs about
+	// twice the length of its text and at most a 64th of the cache. 0: none.
+	// Only the engine fastokens has one.
+	SegmentCacheBytes int `yaml:"segment_cache_bytes"`
 	// RemoteTimeout bounds one call to an engine's render endpoint, where this
 	// process cannot tokenize itself.
 	RemoteTimeout time.Duration `yaml:"remote_timeout"`
@@ -76,6 +82,7 @@ type ModelConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		MaxInputBytes:       8 << 20,
+		SegmentCacheBytes:   128 << 20,
 		RemoteTimeout:       200 * time.Millisecond,
 		RemoteMaxConcurrent: 64,
 	}
@@ -120,6 +127,9 @@ func (c Config) Validate(path string) error {
 	}
 	if c.MaxInputBytes < 1 {
 		fault("max_input_bytes", "%d is below 1; write a number of bytes such as 8388608", c.MaxInputBytes)
+	}
+	if c.SegmentCacheBytes < 0 {
+		fault("segment_cache_bytes", "%d is negative; write a number of bytes such as 134217728, or 0 for no cache", c.SegmentCacheBytes)
 	}
 	if c.RemoteTimeout <= 0 {
 		fault("remote_timeout", "%s is not positive; write a duration such as 200ms", c.RemoteTimeout)

@@ -194,7 +194,11 @@ func (t *turn) writeContent(out *native.Value, tail string) error {
 			}
 		}
 	}
-	if !t.list || t.merged != nil {
+	switch {
+	case t.merged == nil && !t.list && len(t.parts) == 1:
+		t.parts[0].writeText(out, tail)
+		return nil
+	case t.merged != nil || !t.list:
 		out.String(t.text() + tail)
 		return nil
 	}

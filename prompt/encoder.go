@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,10 +44,12 @@ type Encoder struct {
 	metrics  *Metrics
 	now      func() time.Time
 	models   map[string]*served // by name and alias
+	list     []*served          // each once
 	only     *served            // the model, where there is one
 	renderer *renderer          // nil: engines are not asked
 	slots    *semaphore.Weighted
-	stop     context.CancelFunc // ends load
+	parsing  *semaphore.Weighted // bulky bodies that are being parsed
+	stop     context.CancelFunc  // ends load
 
 	loaded  chan struct{} // closed by load when it ends
 	loadErr error         // written before loaded is closed
@@ -83,6 +84,7 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 		now:     o.Now,
 		models:  map[string]*served{},
 		slots:   semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
+		parsing: semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		loaded:  make(chan struct{}),
 	}
 	if e.log == nil {
@@ -117,8 +119,10 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 	if len(list) == 1 {
 		e.only = list[0]
 	}
+	e.list = list
 	ctx, stop := context.WithCancel(context.Background())
 	e.stop = stop
+	e.metrics.segments.follow(e.segmentCaches)
 	e.work.Go(func() { e.load(ctx, list) })
 	return e, nil
 }
@@ -136,7 +140,9 @@ func (e *Encoder) load(ctx context.Context, list []*served) {
 			break
 		}
 		begin := time.Now()
-		m, err := loadModel(s.cfg, native.Options{MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent}) //nolint:contextcheck // no request waits for it
+		m, err := loadModel(s.cfg, native.Options{ //nolint:contextcheck // no request waits for it
+			MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent, CacheBytes: e.cfg.SegmentCacheBytes,
+		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("model %s: %w", s.cfg.Name, err))
 			s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))
@@ -146,7 +152,8 @@ func (e *Encoder) load(ctx context.Context, list []*served) {
 		s.model.Store(m)
 		e.metrics.loaded.WithLabelValues(s.cfg.Name).Set(1)
 		e.log.Info("tokenizer loaded", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "engine", s.cfg.Engine,
-			"content_format", m.ContentFormat(), "remote", string(m.remote), "seconds", time.Since(begin).Seconds())
+			"content_format", m.ContentFormat(), "remote", string(m.remote),
+			"segment_cache", m.segmentCache(e.cfg.SegmentCacheBytes), "seconds", time.Since(begin).Seconds())
 	}
 	e.loadErr = errors.Join(errs...)
 }
@@ -181,6 +188,20 @@ func (e *Encoder) Model(name string) *Model {
 		}
 	}
 	return nil
+}
+
+// segmentCaches are the counters of each model's segment cache, by the model's
+// name; those without one are missing.
+func (e *Encoder) segmentCaches() map[string]native.CacheStats {
+	stats := map[string]native.CacheStats{}
+	for _, s := range e.list {
+		if m := s.model.Load(); m.tokenizer != nil {
+			if read, on := m.tokenizer.CacheStats(); on {
+				stats[s.cfg.Name] = read
+			}
+		}
+	}
+	return stats
 }
 
 // Close stops loading, waits for the encodings in progress and frees the
@@ -233,7 +254,8 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		d.release()
 		return none, fallbackNotText, nil
 	}
-	if err := parseBody(d, r.Body); err != nil {
+	late, err := e.parse(ctx, d, r.Body)
+	if err != nil {
 		d.release()
 		var fault *RequestError
 		switch {
@@ -241,7 +263,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 			return none, fallbackNone, nil
 		case errors.As(err, &fault) && fault.Param != "":
 			return nil, fallbackNone, fault
-		case errors.Is(err, errTooDeep):
+		case errors.Is(err, errTooDeep), errors.Is(err, errTooMany):
 			return none, fallbackTooLarge, nil
 		}
 		return none, fallbackNotText, nil
@@ -256,9 +278,27 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		return p, fallbackNone, nil
 	}
 	p.Streamed, p.NoCache, p.Salt = f.streamed(), f.uncached(path), f.salt()
-	j := job{path: path, body: r.Body, doc: d, fields: f}
+	j := job{path: path, body: r.Body, doc: d, fields: f, late: late}
 	j.tokenizable = f.tokenizable(path)
 	return p, e.fill(ctx, p, j), nil
+}
+
+// bulky is the length of body from which on a tape of its values is too much
+// memory to be had by any number of requests at once: tens of bytes for each
+// byte of the body where all values are tiny.
+const bulky = 1 << 20
+
+// parse reads the body into d; few bulky ones at once. late: the others' turn did
+// not end before ctx, so d is shallow.
+func (e *Encoder) parse(ctx context.Context, d *document, body []byte) (late bool, err error) {
+	if len(body) > bulky && !d.shallow {
+		if e.parsing.Acquire(ctx, 1) == nil {
+			defer e.parsing.Release(1)
+		} else {
+			d.shallow, late = true, true
+		}
+	}
+	return late, parseBody(d, body)
 }
 
 // generationPath is the path that generates tokens from a prompt; empty for all
@@ -280,6 +320,7 @@ type job struct {
 	body   []byte
 	doc    *document
 	fields fields
+	late   bool // there was no time for a whole tape
 	// tokenizable: an engine's /tokenize gives the same ids as its render.
 	tokenizable bool
 }
@@ -315,9 +356,12 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	}
 	if j.doc.shallow {
 		j.doc.release()
+		if j.late {
+			return nil, "", fallbackDeadline
+		}
 		return nil, "", fallbackTooLarge
 	}
-	got, err := e.encodeHere(ctx, s, j)
+	got, given, err := e.encodeHere(ctx, s, j)
 	var fault *RequestError
 	switch {
 	case errors.As(err, &fault):
@@ -329,7 +373,7 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	case err != nil:
 		e.log.Warn("prompt not tokenized", "model", s.cfg.Name, "error", err)
 		return nil, "", fallbackFailed
-	case got.Remote == RemoteNone && !slices.ContainsFunc(got.Prompts, func(p EncodedPrompt) bool { return p.Text != "" }):
+	case got.Remote == RemoteNone && given:
 		return got.Prompts, scoring.TokensGiven, fallbackNone
 	case got.Remote == RemoteNone:
 		return got.Prompts, scoring.TokensNative, fallbackNone
@@ -348,14 +392,16 @@ func unconfigured(name string) *served {
 }
 
 // encodeHere runs the model's encoding in a goroutine of its own, which keeps
-// its slot and the document until it is done, also where ctx ends before.
-func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (Encoded, error) {
+// its slot and the document until it is done, also where ctx ends before. The
+// prompts have no texts; given: they had none, the client sent ids.
+func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Encoded, given bool, err error) {
 	if err := e.slots.Acquire(ctx, 1); err != nil {
 		j.doc.release()
-		return Encoded{}, err
+		return Encoded{}, false, err
 	}
 	type result struct {
 		encoded Encoded
+		given   bool
 		err     error
 	}
 	done := make(chan result, 1)
@@ -364,13 +410,20 @@ func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (Encoded, er
 		defer j.doc.release()
 		fields := j.fields
 		encoded, err := s.model.Load().encode(ctx, j.path, &fields, e.now().In(s.zone), true)
-		done <- result{encoded, err}
+		given := true
+		for i := range encoded.Prompts {
+			given = given && encoded.Prompts[i].Text == ""
+			encoded.Prompts[i].Text = "" // its memory ends here
+		}
+		encoded.rendered.Free()
+		encoded.rendered = nil
+		done <- result{encoded, given, err}
 	})
 	select {
 	case r := <-done:
-		return r.encoded, r.err
+		return r.encoded, r.given, r.err
 	case <-ctx.Done():
-		return Encoded{}, ctx.Err()
+		return Encoded{}, false, ctx.Err()
 	}
 }
 

@@ -2,6 +2,7 @@ package prompt
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -45,6 +46,7 @@ type document struct {
 	// shallow keeps the values of the outermost array or object only, so that the
 	// tape of a huge text stays small. Set before parse.
 	shallow bool
+	values  int // seen so far, kept or not
 	// surrogates: some string holds an escaped surrogate without its other
 	// half, which no tokenizer takes.
 	surrogates bool
@@ -67,13 +69,24 @@ const maxDocumentBytes = 1<<32 - 2
 // node for each byte.
 const maxNesting = 1000
 
+// maxValues is how many values a text may have, keys included: two million token
+// ids are more than any context. It bounds the tape to 40 MB, and the time for a
+// body of nothing but tiny values.
+const maxValues = 2 << 20
+
+// maxMembers bounds the tape of a shallow document, to 1 MB.
+const maxMembers = 1 << 16
+
+// errTooMany: a text with more than maxValues values.
+var errTooMany = errors.New("JSON of more than two million values")
+
 // offset is an index into a text or tape, which parse keeps within its range.
 func offset(i int) uint32 { return uint32(i) } //nolint:gosec // see maxDocumentBytes
 
 // parse reads text, which the document refers to from then on. Its tape's
 // memory is reused.
 func (d *document) parse(text []byte) error {
-	d.text, d.nodes, d.stack, d.surrogates = text, d.nodes[:0], d.stack[:0], false
+	d.text, d.nodes, d.stack, d.values, d.surrogates = text, d.nodes[:0], d.stack[:0], 0, false
 	if len(text) > maxDocumentBytes {
 		return fmt.Errorf("JSON text of %d bytes: the limit is %d", len(text), maxDocumentBytes)
 	}
@@ -119,7 +132,10 @@ func (d *document) value(i int) (next int, opened bool, err error) {
 		if c == '{' {
 			k = kindObject
 		}
-		d.stack = append(d.stack, d.push(node{kind: k, start: offset(i)}))
+		if !d.push(node{kind: k, start: offset(i)}) {
+			return 0, false, errTooMany
+		}
+		d.stack = append(d.stack, offset(len(d.nodes)-1))
 		return i + 1, true, nil
 	case 'n':
 		return d.literal(i, "null", kindNull)
@@ -209,14 +225,26 @@ func (d *document) blank(i int) int {
 	return i
 }
 
-// push appends a node that holds nothing yet and gives its index.
-func (d *document) push(n node) uint32 {
+// push appends a node that holds nothing yet, unless the document is shallow and
+// the node deep inside; false: it is one too many.
+func (d *document) push(n node) bool {
+	if d.values++; d.values > maxValues || d.shallow && len(d.nodes) > maxMembers {
+		return false
+	}
 	if d.shallow && len(d.stack) > 1 && n.kind != kindArray && n.kind != kindObject {
-		return 0
+		return true
 	}
 	n.next = offset(len(d.nodes) + 1)
 	d.nodes = append(d.nodes, n)
-	return n.next - 1
+	return true
+}
+
+// scalar ends a literal or number that lies between i and end.
+func (d *document) scalar(k kind, i, end int) (int, bool, error) {
+	if !d.push(node{kind: k, start: offset(i), end: offset(end)}) {
+		return 0, false, errTooMany
+	}
+	return end, false, nil
 }
 
 func (d *document) literal(i int, word string, k kind) (int, bool, error) {
@@ -224,8 +252,7 @@ func (d *document) literal(i int, word string, k kind) (int, bool, error) {
 	if end > len(d.text) || string(d.text[i:end]) != word {
 		return 0, false, d.fault("Expecting value", i)
 	}
-	d.push(node{kind: k, start: offset(i), end: offset(end)})
-	return end, false, nil
+	return d.scalar(k, i, end)
 }
 
 func (d *document) number(i int) (int, bool, error) {
@@ -248,8 +275,7 @@ func (d *document) number(i int) (int, bool, error) {
 		if !bytes.HasPrefix(t[i:], []byte("Infinity")) {
 			return 0, false, d.fault("Expecting value", start)
 		}
-		d.push(node{kind: kindFloat, start: offset(start), end: offset(i + len("Infinity"))})
-		return i + len("Infinity"), false, nil
+		return d.scalar(kindFloat, start, i+len("Infinity"))
 	default:
 		return 0, false, d.fault("Expecting value", start)
 	}
@@ -271,8 +297,7 @@ func (d *document) number(i int) (int, bool, error) {
 			i = end
 		}
 	}
-	d.push(node{kind: k, start: offset(start), end: offset(i)})
-	return i, false, nil
+	return d.scalar(k, start, i)
 }
 
 func (d *document) fault(reason string, i int) error {

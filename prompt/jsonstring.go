@@ -1,7 +1,9 @@
 package prompt
 
 import (
-	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"slices"
 	"unicode/utf16"
 	"unicode/utf8"
 	"unsafe"
@@ -10,7 +12,14 @@ import (
 // string checks the string whose quote is at i; it decodes nothing.
 func (d *document) string(i int) (int, error) {
 	t, begin, escaped := d.text, i, false
-	for i++; ; i++ {
+	for i++; ; {
+		for i+8 <= len(t) {
+			if special := notPlain(binary.LittleEndian.Uint64(t[i:])); special != 0 {
+				i += bits.TrailingZeros64(special) / 8
+				break
+			}
+			i += 8
+		}
 		for i < len(t) && plain[t[i]] {
 			i++
 		}
@@ -19,7 +28,9 @@ func (d *document) string(i int) (int, error) {
 		}
 		switch t[i] {
 		case '"':
-			d.push(node{kind: kindString, escaped: escaped, start: offset(begin + 1), end: offset(i)})
+			if !d.push(node{kind: kindString, escaped: escaped, start: offset(begin + 1), end: offset(i)}) {
+				return 0, errTooMany
+			}
 			return i + 1, nil
 		case '\\':
 			escaped = true
@@ -27,7 +38,7 @@ func (d *document) string(i int) (int, error) {
 			if err != nil {
 				return 0, err
 			}
-			i = end - 1
+			i = end
 		default:
 			return 0, d.fault("Invalid control character at", i)
 		}
@@ -41,6 +52,26 @@ var plain = func() (p [256]bool) {
 	}
 	return p
 }()
+
+// Eight bytes are looked at in one word. In these masks the highest bit of a
+// byte is set where the byte is looked for. Above the first such byte of the
+// text, the lowest of the word, bits may be set wrongly, so only that one counts.
+const (
+	lowBits  = 0x0101010101010101
+	highBits = 0x8080808080808080
+)
+
+// notPlain marks the bytes that are not plain.
+func notPlain(word uint64) uint64 {
+	control := (word - ' '*lowBits) &^ word & highBits
+	return control | equals(word, '"') | equals(word, '\\')
+}
+
+// equals marks the bytes that are c.
+func equals(word uint64, c byte) uint64 {
+	word ^= uint64(c) * lowBits
+	return (word - lowBits) &^ word & highBits
+}
 
 // escape checks the escape whose backslash is at i and gives its end.
 func (d *document) escape(begin, i int) (int, error) {
@@ -100,36 +131,49 @@ func hex4(t []byte, i int) (rune, bool) {
 
 // unescape decodes the inside of a string that parse accepted, appended to dst.
 // A lone surrogate becomes the three bytes that UTF-8 would give it, so that the
-// result is not valid UTF-8.
+// result is not valid UTF-8. The text never gets longer.
 func unescape(dst, s []byte) []byte {
+	dst = slices.Grow(dst, len(s)+8)
+	out, n := dst[:cap(dst)], len(dst) // n: the end of what is decoded
 	for i := 0; i < len(s); {
-		run := bytes.IndexByte(s[i:], '\\')
-		if run < 0 {
-			return append(dst, s[i:]...)
+		if i+8 <= len(s) {
+			word := binary.LittleEndian.Uint64(s[i:])
+			binary.LittleEndian.PutUint64(out[n:], word)
+			run := 8
+			if slash := equals(word, '\\'); slash != 0 {
+				run = bits.TrailingZeros64(slash) / 8
+			}
+			i, n = i+run, n+run
+			if run == 8 {
+				continue
+			}
+		} else if s[i] != '\\' {
+			out[n] = s[i]
+			i, n = i+1, n+1
+			continue
 		}
-		dst = append(dst, s[i:i+run]...)
-		i += run
 		c := s[i+1]
 		if i += 2; c != 'u' {
-			dst = append(dst, unescaped[c])
+			out[n] = unescaped[c]
+			n++
 			continue
 		}
 		r, _ := hex4(s, i)
 		if i += 4; !utf16.IsSurrogate(r) {
-			dst = utf8.AppendRune(dst, r)
+			n += utf8.EncodeRune(out[n:], r)
 			continue
 		}
 		if i+6 <= len(s) && s[i] == '\\' && s[i+1] == 'u' {
 			low, _ := hex4(s, i+2)
 			if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
-				dst = utf8.AppendRune(dst, pair)
+				n += utf8.EncodeRune(out[n:], pair)
 				i += 6
 				continue
 			}
 		}
-		dst = append(dst, 0xE0|byte(r>>12), 0x80|byte(r>>6)&0x3F, 0x80|byte(r)&0x3F) //nolint:gosec // the bits are what is meant
+		n += copy(out[n:], []byte{0xE0 | byte(r>>12), 0x80 | byte(r>>6)&0x3F, 0x80 | byte(r)&0x3F}) //nolint:gosec // the bits are what is meant
 	}
-	return dst
+	return out[:n]
 }
 
 var unescaped = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}

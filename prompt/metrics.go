@@ -8,6 +8,7 @@ type Metrics struct {
 	fallbacks *prometheus.CounterVec   // by reason
 	seconds   *prometheus.HistogramVec // by source
 	loaded    *prometheus.GaugeVec     // by model
+	segments  *segmentCollector
 }
 
 // NewMetrics makes and registers the metrics.
@@ -30,8 +31,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "firsttoken_prompt_model_loaded",
 			Help: "1 where the model's tokenizer is loaded, else 0.",
 		}, []string{"model"}),
+		segments: newSegmentCollector(),
 	}
-	reg.MustRegister(m.prompts, m.fallbacks, m.seconds, m.loaded)
+	reg.MustRegister(m.prompts, m.fallbacks, m.seconds, m.loaded, m.segments)
 	return m
 }
 

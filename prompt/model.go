@@ -219,13 +219,16 @@ func (m *Model) Encode(ctx context.Context, r Request, now time.Time) (Encoded, 
 	f := readFields(d.root())
 	encoded, err := m.encode(ctx, path, &f, now, false)
 	for i := range encoded.Prompts {
-		// A completion's text is still part of the body.
+		// A completion's text is still part of the body, a chat's the library's.
 		encoded.Prompts[i].Text = strings.Clone(encoded.Prompts[i].Text)
 	}
+	encoded.rendered.Free()
+	encoded.rendered = nil
 	return encoded, err
 }
 
-// encode is Encode of a body that was read. path is a generation path.
+// encode is Encode of a body that was read. path is a generation path. The texts
+// are views of the body, or of what the caller frees: rendered.
 func (m *Model) encode(ctx context.Context, path string, f *fields, now time.Time, lenient bool) (Encoded, error) {
 	if path == chatPath {
 		return m.chat(ctx, f, now, lenient)
@@ -329,6 +332,23 @@ func defaultKwargs(kwargs map[string]any) ([]kwarg, error) {
 		list = append(list, kwarg{key.str(), out})
 	}
 	return list, nil
+}
+
+// segmentCache says for the log that there is a segment cache, or why not.
+func (m *Model) segmentCache(bytes int) string {
+	if m.tokenizer == nil {
+		return "none: the engine encodes"
+	}
+	if _, on := m.tokenizer.CacheStats(); on {
+		return "on"
+	}
+	switch {
+	case bytes == 0:
+		return "none: segment_cache_bytes is 0"
+	case m.cfg.Engine != string(native.Fastokens):
+		return "none: the engine " + m.cfg.Engine + " has none"
+	}
+	return "none: tokenizer.json asks for BPE dropout, which makes ids random"
 }
 
 // ContentFormat is what the template gets as content: string or openai. It is

@@ -61,6 +61,15 @@ func (p part) str() string {
 	return s
 }
 
+// writeText appends the part's text with tail behind it.
+func (p part) writeText(out *native.Value, tail string) {
+	if p.kind == partMedia || p.rest {
+		out.String(p.str() + tail)
+		return
+	}
+	p.text.writeText(out, tail)
+}
+
 // write appends the part as one element of a content list. Fields that no schema
 // knows, such as cache_control, follow the text.
 func (p part) write(out *native.Value, tail string) error {
@@ -73,7 +82,7 @@ func (p part) write(out *native.Value, tail string) error {
 		out.String("text")
 		out.Key("text")
 	}
-	out.String(p.str() + tail)
+	p.writeText(out, tail)
 	if p.kind == partText || p.kind == partRefusal || p.kind == partThought {
 		for key, v := range p.source.members() {
 			if name := key.str(); !slices.Contains(partFields, name) {

@@ -3,6 +3,8 @@ package prompt
 import (
 	"encoding/json"
 	"fmt"
+
+	"github.com/firsttoken/firsttoken/prompt/native"
 )
 
 // Request is the part of an HTTP request that decides its prompt. The body is
@@ -64,6 +66,8 @@ type Encoded struct {
 	// Remote names why this process cannot know the ids; the engine has to be
 	// asked. Prompts is then empty. RemoteNone where Prompts is valid.
 	Remote Remote
+
+	rendered *native.Text // what Text is a view of, inside this package
 }
 
 // EncodedPrompt is one prompt of a request.

@@ -244,8 +244,17 @@ func writeString(out *native.Value, v value) error {
 	if v.doc.surrogates && hasSurrogate(v) {
 		return errSurrogate
 	}
-	out.String(v.str())
+	v.writeText(out, "")
 	return nil
+}
+
+// writeText appends a string with tail behind it, unescaped in its place.
+func (v value) writeText(out *native.Value, tail string) {
+	if !v.node().escaped && tail == "" {
+		out.String(v.str())
+		return
+	}
+	out.StringBy(len(v.raw())+8+len(tail), func(dst []byte) []byte { return append(unescape(dst, v.raw()), tail...) })
 }
 
 // hasSurrogate: the string is not valid UTF-8 once unescaped.

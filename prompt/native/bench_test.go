@@ -107,7 +107,7 @@ func BenchmarkRender(b *testing.B) {
 		v.Key("add_generation_prompt")
 		v.Bool(true)
 		v.EndMap()
-		text, err := template.Render(b.Context(), &v, time.Time{})
+		text, err := textOf(template.Render(b.Context(), &v, time.Time{}))
 		if err != nil {
 			b.Fatal(err)
 		}

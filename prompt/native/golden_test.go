@@ -97,6 +97,13 @@ func TestFamilies(t *testing.T) {
 			golden := readGolden[goldenFamily](t, shared.File(t, "golden", "tokenizer-"+family+".json.gz"))
 			fast, reference := load(t, dir, native.Fastokens), load(t, dir, native.Tokenizers)
 			t.Run("texts/fastokens", func(t *testing.T) { checkGoldenTexts(t, fast, inputs.Texts, golden) })
+			// The segment cache changes nothing, whether a piece is in it or not yet.
+			cached := loadCached(t, dir, 16<<20)
+			for _, round := range []string{"cold", "warm"} {
+				t.Run("texts/cached/"+round, func(t *testing.T) { checkGoldenTexts(t, cached, inputs.Texts, golden) })
+				t.Run("chats/cached/"+round, func(t *testing.T) { checkGoldenChats(t, cached, family, inputs.ChatRequests, golden) })
+			}
+			t.Run("random/cached", func(t *testing.T) { compareOnRandomTexts(t, cached, reference, uint64(i)+100) })
 			t.Run("texts/tokenizers", func(t *testing.T) { checkGoldenTexts(t, reference, inputs.Texts, golden) })
 			t.Run("chats", func(t *testing.T) { checkGoldenChats(t, fast, family, inputs.ChatRequests, golden) })
 			t.Run("random", func(t *testing.T) { compareOnRandomTexts(t, fast, reference, uint64(i)) })
@@ -169,7 +176,7 @@ func checkGoldenChats(t *testing.T, tokenizer *native.Tokenizer, family string, 
 				continue
 			}
 			rendered++
-			text, err := template.Render(t.Context(), variables, goldenNow)
+			text, err := textOf(template.Render(t.Context(), variables, goldenNow))
 			if want.Error != "" {
 				var refusal *native.TemplateError
 				if !errors.As(err, &refusal) || !strings.Contains(want.Error, refusal.Message) {

@@ -22,6 +22,8 @@ static void ft_trim(void) {}
 #cgo nocallback ft_tokenizer_encode
 #cgo noescape ft_tokenizer_decode
 #cgo nocallback ft_tokenizer_decode
+#cgo noescape ft_tokenizer_cache
+#cgo nocallback ft_tokenizer_cache
 #cgo noescape ft_tokenizer_token_id
 #cgo nocallback ft_tokenizer_token_id
 #cgo noescape ft_template_render
@@ -41,14 +43,16 @@ import (
 const built = true
 
 // fastokens can split a long text over up to 32 threads, each of which then keeps
-// a cache of up to 64 MB per tokenizer, for as long as the process lives. The
-// workers of the tokenizers have the cores already, so we turn that off; fastokens
-// reads the variable once, before its first long text. It is set here, before
-// main, because later another thread might be reading the environment.
+// a cache of up to 64 MB per tokenizer, for as long as the process lives, and what
+// it has a regular expression for over rayon's pool, of a thread for each CPU. The
+// workers of the tokenizers have the cores already, so we turn that off; both
+// variables are read once, at the first long text. They are set here, before main,
+// because later another thread might be reading the environment.
 func init() {
-	const variable = "FASTOKENS_BPE_THREADS"
-	if _, set := os.LookupEnv(variable); !set {
-		_ = os.Setenv(variable, "1") // fails for malformed names only
+	for _, variable := range []string{"FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS"} {
+		if _, set := os.LookupEnv(variable); !set {
+			_ = os.Setenv(variable, "1") // fails for malformed names only
+		}
 	}
 }
 
@@ -59,7 +63,7 @@ type tokenizerHandle struct{ c *C.ft_tokenizer }
 // templateHandle owns a template of the library, with the same rules.
 type templateHandle struct{ c *C.ft_template }
 
-func loadTokenizer(json, config []byte, engine Engine) (h tokenizerHandle, vocab int, err error) {
+func loadTokenizer(json, config []byte, engine Engine, cacheBytes int) (h tokenizerHandle, vocab int, err error) {
 	number := C.int32_t(0)
 	if engine == Tokenizers {
 		number = 1
@@ -67,7 +71,7 @@ func loadTokenizer(json, config []byte, engine Engine) (h tokenizerHandle, vocab
 	var size C.size_t
 	var message C.ft_text
 	status := C.ft_tokenizer_load(bytesPointer(json), C.size_t(len(json)), bytesPointer(config), C.size_t(len(config)),
-		number, &h.c, &size, &message)
+		number, C.size_t(cacheBytes), &h.c, &size, &message)
 	C.ft_trim()
 	if status != C.FT_OK {
 		return h, 0, failure(status, message)
@@ -105,6 +109,14 @@ func (h tokenizerHandle) tokenID(token string) (uint32, bool) {
 	return uint32(id), true
 }
 
+func (h tokenizerHandle) cacheStats() (s CacheStats, on bool) {
+	var c C.ft_cache_stats
+	if !C.ft_tokenizer_cache(h.c, &c) {
+		return s, false
+	}
+	return CacheStats{uint64(c.hits), uint64(c.misses), uint64(c.hit_bytes), uint64(c.miss_bytes), uint64(c.bytes)}, true
+}
+
 func (h tokenizerHandle) free() {
 	C.ft_tokenizer_free(h.c)
 	C.ft_trim()
@@ -120,18 +132,27 @@ func compileTemplate(source string) (h templateHandle, format string, names []st
 	return h, lines[0], lines[1:], nil
 }
 
-func (h templateHandle) render(variables []byte, now time.Time) (string, error) {
+func (h templateHandle) render(variables []byte, now time.Time) (textHandle, error) {
 	_, offset := now.Zone()
 	var text C.ft_text
 	status := C.ft_template_render(h.c, bytesPointer(variables), C.size_t(len(variables)),
 		C.int64_t(now.Unix()+int64(offset)), C.uint32_t(now.Nanosecond()), &text)
 	if status != C.FT_OK {
-		return "", failure(status, text)
+		return textHandle{}, failure(status, text)
 	}
-	return taken(text), nil
+	return textHandle{text}, nil
 }
 
 func (h templateHandle) free() { C.ft_template_free(h.c) }
+
+// textHandle owns a text of the library; the zero value is an empty one.
+type textHandle struct{ c C.ft_text }
+
+func (h textHandle) view() string {
+	return unsafe.String((*byte)(unsafe.Pointer(h.c.data)), int(h.c.len))
+}
+
+func (h textHandle) free() { C.ft_text_free(h.c) }
 
 // failure takes the library's text and makes an error of it.
 func failure(status C.int32_t, text C.ft_text) error {

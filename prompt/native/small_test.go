@@ -61,7 +61,7 @@ func TestSmallGolden(t *testing.T) {
 			for i, want := range golden.Chats {
 				var variables native.Value
 				writeJSON(&variables, json.NewDecoder(bytes.NewReader(want.Variables)))
-				text, err := template.Render(t.Context(), &variables, time.Time{})
+				text, err := textOf(template.Render(t.Context(), &variables, time.Time{}))
 				var refusal *native.TemplateError
 				switch {
 				case want.Error != "":

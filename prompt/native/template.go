@@ -75,22 +75,37 @@ func (t *Template) Uses(name string) bool {
 // what strftime_now prints, in now's own location. A refusal by the template is
 // a *TemplateError; other errors are the library's (an undefined attribute, a
 // wrong type, a malformed Value). ctx bounds the wait for a slot, not the work.
-func (t *Template) Render(ctx context.Context, variables *Value, now time.Time) (string, error) {
+// The caller frees the text.
+func (t *Template) Render(ctx context.Context, variables *Value, now time.Time) (*Text, error) {
 	if variables.Len() > maxVariableBytes {
-		return "", fmt.Errorf("chat template: %w: variables of %d bytes, limit %d", ErrInputTooLarge, variables.Len(), maxVariableBytes)
+		return nil, fmt.Errorf("chat template: %w: variables of %d bytes, limit %d", ErrInputTooLarge, variables.Len(), maxVariableBytes)
 	}
 	if err := t.slots.Acquire(ctx, 1); err != nil {
-		return "", fmt.Errorf("chat template: waiting for one of %d slots: %w", t.width, err)
+		return nil, fmt.Errorf("chat template: waiting for one of %d slots: %w", t.width, err)
 	}
 	defer t.slots.Release(1)
 	if t.closed {
-		return "", fmt.Errorf("chat template: %w", ErrClosed)
+		return nil, fmt.Errorf("chat template: %w", ErrClosed)
 	}
 	text, err := t.library.render(variables.buf, now)
 	if err != nil {
-		return "", fmt.Errorf("chat template: %w", err)
+		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	return text, nil
+	return &Text{text}, nil
+}
+
+// Text is a rendered text in the library's memory, from where Encode reads it
+// without a copy. Safe for concurrent reading.
+type Text struct{ library textHandle }
+
+// View is the text; it must not be used after Free.
+func (t *Text) View() string { return t.library.view() }
+
+// Free gives the memory back, once. It may be called on nil.
+func (t *Text) Free() {
+	if t != nil {
+		t.library.free()
+	}
 }
 
 // Close waits for the calls in progress and gives the memory back. Later calls

@@ -64,7 +64,7 @@ func TestPrintsAsPython(t *testing.T) {
 	} {
 		var v native.Value
 		writeNumbersWhole(&v, json.NewDecoder(bytes.NewReader(variables)))
-		got, err := compile(t, test.source).Render(t.Context(), &v, time.Time{})
+		got, err := textOf(compile(t, test.source).Render(t.Context(), &v, time.Time{}))
 		if got != test.want || err != nil {
 			t.Errorf("%s: error %v\n got %q\nwant %q", test.source, err, got, test.want)
 		}
@@ -99,7 +99,7 @@ func TestFloatsThatAreNoNumbers(t *testing.T) {
 	}
 	v.EndList()
 	v.EndMap()
-	got, err := compile(t, `{{ x }} {{ x|tojson }}`).Render(t.Context(), &v, time.Time{})
+	got, err := textOf(compile(t, `{{ x }} {{ x|tojson }}`).Render(t.Context(), &v, time.Time{}))
 	if want := `[nan, inf, -inf, -0.0] [NaN, Infinity, -Infinity, -0.0]`; got != want || err != nil {
 		t.Errorf("%q, error %v, want %q", got, err, want)
 	}
@@ -117,7 +117,7 @@ func TestStrftimeNow(t *testing.T) {
 		"%H:%M:%S.%f %p %I [%z]": "23:04:09.120000 PM 11 []",
 		"%j %y %a %%":            "064 26 Thu %",
 	} {
-		got, err := compile(t, `{{ strftime_now("`+format+`") }}`).Render(t.Context(), &v, now)
+		got, err := textOf(compile(t, `{{ strftime_now("`+format+`") }}`).Render(t.Context(), &v, now))
 		if got != want || err != nil {
 			t.Errorf("%q: %q, error %v, want %q", format, got, err, want)
 		}
@@ -213,8 +213,17 @@ func TestGenerationTags(t *testing.T) {
 	v.Map()
 	v.EndMap()
 	source := "a\n  {% generation %}\nb{{ '{% generation' }}\n  {%- endgeneration -%}\n c{% if add_generation_prompt %}x{% endif %}"
-	got, err := compile(t, source).Render(t.Context(), &v, time.Time{})
+	got, err := textOf(compile(t, source).Render(t.Context(), &v, time.Time{}))
 	if want := "a\nb{% generationc"; got != want || err != nil {
 		t.Errorf("%q, error %v, want %q", got, err, want)
 	}
+}
+
+// textOf takes what Render gave.
+func textOf(text *native.Text, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	defer text.Free()
+	return strings.Clone(text.View()), nil
 }

@@ -34,6 +34,23 @@ type Options struct {
 	// Each has an operating system thread of its own, with a cache of 16 to 64 MB
 	// (Fastokens) or 9 MB (Tokenizers). 0: GOMAXPROCS, but at most 8.
 	MaxConcurrent int
+	// CacheBytes bounds the segment cache: the ids of the pieces of text between
+	// added tokens are kept by their text, so that a conversation that comes
+	// again with one more turn costs that turn. The ids are the same with it and
+	// without. What is longer than a 64th of it (text and ids) is not kept. 0: no
+	// cache. Only Fastokens has one, and not for a tokenizer with BPE dropout,
+	// whose ids are random.
+	CacheBytes int
+}
+
+// CacheStats is what a segment cache did since the tokenizer was loaded, and
+// what it holds.
+type CacheStats struct {
+	// Hits and Misses count pieces of text; HitBytes and MissBytes are the
+	// lengths of those texts.
+	Hits, Misses, HitBytes, MissBytes uint64
+	// Bytes is what the cache holds: texts, ids and bookkeeping.
+	Bytes uint64
 }
 
 const (
@@ -82,7 +99,7 @@ func LoadTokenizer(dir string, o Options) (*Tokenizer, error) {
 		return nil, fmt.Errorf("tokenizer: %w", err)
 	}
 	workers, vocab, err := startWorkers(o.MaxConcurrent, func() (tokenizerHandle, int, error) {
-		return loadTokenizer(text, config, o.Engine)
+		return loadTokenizer(text, config, o.Engine, max(0, o.CacheBytes))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %s: %s engine: %w", path, o.Engine, err)
@@ -148,6 +165,13 @@ func (t *Tokenizer) Decode(ctx context.Context, ids []uint32) (text string, err 
 		return "", fmt.Errorf("decode: %w", err)
 	}
 	return text, nil
+}
+
+// CacheStats reads the segment cache's counters; false where there is none, and
+// after Close. It waits for a free thread.
+func (t *Tokenizer) CacheStats() (s CacheStats, on bool) {
+	_ = t.workers.do(context.Background(), func(h tokenizerHandle) { s, on = h.cacheStats() })
+	return s, on
 }
 
 // VocabSize is the number of token ids, added tokens included.

@@ -3,6 +3,7 @@ package native
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // Value is a tree of template variables, written once from front to back and
@@ -60,6 +61,15 @@ func (v *Value) Float(f float64) {
 
 // String writes a string, which must be UTF-8.
 func (v *Value) String(s string) { v.text('s', s) }
+
+// StringBy writes a string of at most size bytes of UTF-8, which write appends to
+// the buffer it is given and returns: the text is made in its place.
+func (v *Value) StringBy(size int, write func(dst []byte) []byte) {
+	v.buf = append(slices.Grow(v.buf, 5+size), 's', 0, 0, 0, 0)
+	begin := len(v.buf)
+	v.buf = write(v.buf)
+	binary.LittleEndian.PutUint32(v.buf[begin-4:], uint32(len(v.buf)-begin)) //nolint:gosec // bodies are far below 4 GiB
+}
 
 // Key writes the key of the next value of a map.
 func (v *Value) Key(s string) { v.text('k', s) }

@@ -27,18 +27,27 @@ enum ft_status {
 	FT_REFUSED = 2, /* the template called raise_exception; the text is its argument */
 };
 
+/* What a segment cache did since the start, in segments and in bytes of their text,
+ * and what it holds, in bytes of text, ids and bookkeeping. */
+typedef struct {
+	uint64_t hits, misses, hit_bytes, miss_bytes, bytes;
+} ft_cache_stats;
+
 typedef struct ft_tokenizer ft_tokenizer;
 typedef struct ft_template ft_template;
 
 /* engine: 0 fastokens, 1 Hugging Face tokenizers. config is tokenizer_config.json
- * or empty. vocab_size is written on FT_OK. */
+ * or empty. cache_bytes bounds the cache of text segments between added tokens, 0:
+ * none; engine 1 has none. vocab_size is written on FT_OK. */
 int32_t ft_tokenizer_load(const uint8_t *json, size_t json_len, const uint8_t *config, size_t config_len,
-	int32_t engine, ft_tokenizer **tokenizer, size_t *vocab_size, ft_text *error);
+	int32_t engine, size_t cache_bytes, ft_tokenizer **tokenizer, size_t *vocab_size, ft_text *error);
 int32_t ft_tokenizer_encode(const ft_tokenizer *tokenizer, const uint8_t *text, size_t len, bool add_special,
 	ft_ids *ids, ft_text *error);
 int32_t ft_tokenizer_decode(const ft_tokenizer *tokenizer, const uint32_t *ids, size_t len, ft_text *text);
 /* The id, or -1. */
 int64_t ft_tokenizer_token_id(const ft_tokenizer *tokenizer, const uint8_t *token, size_t len);
+/* False, and stats is not written, where the tokenizer has no segment cache. */
+bool ft_tokenizer_cache(const ft_tokenizer *tokenizer, ft_cache_stats *stats);
 void ft_tokenizer_free(ft_tokenizer *tokenizer);
 
 /* description is written on FT_OK: the content format, then the names of the

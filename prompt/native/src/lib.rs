@@ -79,6 +79,7 @@ pub unsafe extern "C" fn ft_tokenizer_load(
     config: *const u8,
     config_len: usize,
     engine: i32,
+    cache_bytes: usize,
     tokenizer: *mut *mut Tokenizer,
     vocab_size: *mut usize,
     error: *mut Lent<u8>,
@@ -90,7 +91,7 @@ pub unsafe extern "C" fn ft_tokenizer_load(
             other => return Err(Failure::Error(format!("no engine has the number {other}"))),
         };
         let (json, config) = unsafe { (view(json, json_len), view(config, config_len)) };
-        Tokenizer::load(json, config, engine)
+        Tokenizer::load(json, config, engine, cache_bytes)
     });
     match loaded {
         Ok(loaded) => unsafe {
@@ -158,6 +159,38 @@ pub unsafe extern "C" fn ft_tokenizer_token_id(
         Ok(Some(id)) => i64::from(id),
         _ => -1,
     }
+}
+
+/// What the segment cache did and holds; as `ft_cache_stats` in the header.
+#[repr(C)]
+pub struct CacheStats {
+    hits: u64,
+    misses: u64,
+    hit_bytes: u64,
+    miss_bytes: u64,
+    bytes: u64,
+}
+
+/// # Safety
+/// As the header says; `tokenizer` must be alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ft_tokenizer_cache(tokenizer: *const Tokenizer, stats: *mut CacheStats) -> bool {
+    let read = guard(|| {
+        let tokenizer = unsafe { &*tokenizer };
+        Ok(tokenizer.cache_stats())
+    });
+    let Ok(Some(read)) = read else {
+        return false;
+    };
+    let read = CacheStats {
+        hits: read.hits,
+        misses: read.misses,
+        hit_bytes: read.hit_bytes,
+        miss_bytes: read.miss_bytes,
+        bytes: read.bytes as u64,
+    };
+    unsafe { stats.write(read) };
+    true
 }
 
 /// # Safety
@@ -238,10 +271,10 @@ pub unsafe extern "C" fn ft_ids_free(ids: Lent<u32>) {
 ///
 /// # Safety
 /// `text` must be writable.
-unsafe fn answer(result: Result<String, Failure>, text: *mut Lent<u8>) -> i32 {
+unsafe fn answer(result: Result<impl Into<Vec<u8>>, Failure>, text: *mut Lent<u8>) -> i32 {
     match result {
         Ok(result) => unsafe {
-            text.write(result.into_bytes().into());
+            text.write(result.into().into());
             OK
         },
         Err(failure) => unsafe { fail(failure, text) },

@@ -51,16 +51,19 @@ impl ChatTemplate {
         text
     }
 
-    pub fn render(&self, variables: &[u8], local_seconds: i64, nanoseconds: u32) -> Result<String, Failure> {
+    pub fn render(&self, variables: &[u8], local_seconds: i64, nanoseconds: u32) -> Result<Vec<u8>, Failure> {
+        // The text is mostly what the variables hold: one allocation, no growing.
+        let mut text = Vec::with_capacity(variables.len() + 4096);
         let variables = read_variables(variables)?;
         let now = DateTime::from_timestamp(local_seconds, nanoseconds)
             .ok_or_else(|| Failure::Error(format!("no date at {local_seconds} seconds")))?;
         NOW.set(now.naive_utc());
         let template = self.environment.get_template(NAME)?;
-        template.render(variables).map_err(|error| match raised(&error) {
+        template.render_captured_to(variables, &mut text).map_err(|error| match raised(&error) {
             Some(message) => Failure::Refused(message.to_owned()),
             None => Failure::Error(error.to_string()),
-        })
+        })?;
+        Ok(text)
     }
 }
 
