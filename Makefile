@@ -64,6 +64,14 @@ unit: .tools/stamp/libzmq ## run the tests that need neither Envoy nor network
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) $$(go list ./... | grep -v '/firsttoken/test/') ./test/shared
 
+# Tokenizer folder of the model that the real engines serve.
+TOKENIZER ?= $(or $(wildcard $(or $(SHARED),../shared)/tokenizers/qwen2.5),test/tokenizer)
+
+.PHONY: e2e-vllm
+e2e-vllm: build .tools/envoy .tools/stamp/vllm ## compare predictions with real vLLM engines on CPU (3.2 GB, half an hour); writes docs/fidelity.md
+	@$(WITH_NATIVE) FIRSTTOKEN_E2E=1 TOKENIZER=$(abspath $(TOKENIZER)) FIDELITY=$(CURDIR)/docs/fidelity.md \
+		go test -count=1 -timeout 90m -v -run TestFidelity ./test/vllm
+
 .PHONY: lint
 lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files
 	@$(WITH_NATIVE) .tools/golangci-lint run
@@ -120,6 +128,11 @@ vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for 
 .tools/stamp/kvevents: test/kvevents/setup.sh
 	@mkdir -p $(@D)
 	@test/kvevents/setup.sh
+	@touch $@
+
+.tools/stamp/vllm: test/vllm/setup.sh test/vllm/requirements.txt
+	@mkdir -p $(@D)
+	@test/vllm/setup.sh
 	@touch $@
 
 # go-tool installs the program $(1) of the module and version $(2) under its
