@@ -72,6 +72,9 @@ type Entry struct {
 type LMCacheEntry struct {
 	// Instance is the engine's lmcache_instance_id.
 	Instance string `yaml:"instance"`
+	// Server is the --instance-id of the lmcache server that the engine uses, in
+	// multiprocess mode; the engines of a node have the same.
+	Server string `yaml:"server"`
 	// WorkerPort is the LMCache worker's port (lmcache_worker_ports) of the
 	// first rank. It is never the engine's HTTP port.
 	WorkerPort int `yaml:"worker_port"`

@@ -161,7 +161,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		Adapters: m.serves.adapters,
 		Ready:    !m.down,
 		Cache: scoring.CacheIdentity{
-			Instance: e.LMCache.Instance, WorkerPort: e.LMCache.WorkerPort, Group: e.LMCache.Group,
+			Instance: e.LMCache.Instance, Server: e.LMCache.Server, WorkerPort: e.LMCache.WorkerPort, Group: e.LMCache.Group,
 			Events: e.KVEvents.feed(alone),
 		},
 	}

@@ -38,6 +38,9 @@ type Endpoint struct {
 type CacheIdentity struct {
 	// Instance is the LMCache instance id, where the operator named it.
 	Instance string
+	// Server is the instance id of the node's LMCache server (multiprocess
+	// mode), where the operator named it. Endpoints of a node have the same.
+	Server string
 	// WorkerPort is the LMCache worker port, which the worker registers
 	// together with its IP. It is never the engine's HTTP port. 0: not known.
 	WorkerPort int

@@ -20,6 +20,7 @@ import (
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/lmcache/coordinator"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -65,7 +66,7 @@ func defaultConfig() config {
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		Counters:  counters.DefaultConfig(),
-		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig()},
+		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig(), coordinator.DefaultConfig()},
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
 	}
@@ -80,11 +81,14 @@ type lmcacheConfig struct {
 	lmcache.Config `yaml:",inline"`
 	// Controller sets the sockets that LMCache workers connect to.
 	Controller lmcache.ControllerConfig `yaml:"controller"`
+	// Coordinator sets how LMCache in multiprocess mode (lmcache server) tells
+	// what it holds. It needs no controller.
+	Coordinator coordinator.Config `yaml:"coordinator"`
 }
 
 // Validate joins all faults, each beginning with its path below path.
 func (c lmcacheConfig) Validate(path string) error {
-	faults := []error{c.Config.Validate(path)}
+	faults := []error{c.Config.Validate(path), c.Coordinator.Validate(path + ".coordinator")}
 	if c.Enabled {
 		faults = append(faults, c.Controller.Validate(path+".controller"))
 	}
@@ -95,7 +99,10 @@ func (c lmcacheConfig) Validate(path string) error {
 // without it is a fault, otherwise worth a warning only.
 func (c config) asksForLMCache() bool {
 	return c.LMCache.Controller != lmcache.DefaultControllerConfig() ||
-		slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.LMCache != discovery.LMCacheEntry{} })
+		slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool {
+			e.LMCache.Server = "" // reports by HTTP
+			return e.LMCache != discovery.LMCacheEntry{}
+		})
 }
 
 // hasKVEvents reports whether any engine publishes events.
@@ -346,6 +353,9 @@ func (c config) summary() string {
 		if e.LMCache.Instance != "" {
 			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
 		}
+		if e.LMCache.Server != "" {
+			fmt.Fprintf(&b, ", LMCache server %s", e.LMCache.Server)
+		}
 		if e.KVEvents.Endpoint != "" {
 			fmt.Fprintf(&b, ", KV events at %s", e.KVEvents.Endpoint)
 		}
@@ -354,6 +364,9 @@ func (c config) summary() string {
 	if c.LMCache.Enabled {
 		fmt.Fprintf(&b, "LMCache controller at pull %s, reply %s, heartbeat %s\n",
 			c.LMCache.Controller.Pull, c.LMCache.Controller.Reply, cmp.Or(c.LMCache.Controller.Heartbeat, "none"))
+	}
+	if c.LMCache.Coordinator.Listen != "" {
+		fmt.Fprintf(&b, "LMCache coordinator at %s\n", c.LMCache.Coordinator.Listen)
 	}
 	for _, m := range c.Prompt.Models {
 		where := "the engines are asked for its tokens"

@@ -74,6 +74,8 @@ type service struct {
 	events *kvevents.Subscriber
 	// counters is nil where the engines' own counters are not read.
 	counters *counters.Scraper
+	// mp is LMCache in multiprocess mode.
+	mp multiprocess
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
 
@@ -105,6 +107,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	// An LMCache worker that finds no controller when it starts never reports
 	// again, so nothing comes before these sockets.
 	if err := s.bindLMCache(registry); err != nil {
+		return nil, err
+	}
+	if err := s.bindCoordinator(ctx, registry); err != nil {
 		return nil, err
 	}
 	if err := s.subscribe(registry); err != nil {
@@ -213,6 +218,9 @@ func (s *service) cached() scoring.CacheIndex {
 	if s.source != nil {
 		reports = append(reports, s.source)
 	}
+	if s.mp.directory != nil {
+		reports = append(reports, s.mp.directory)
+	}
 	if len(reports) == 0 {
 		return s.memory
 	}
@@ -230,6 +238,9 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 			s.log.Info("endpoint of LMCache instance is gone; forgetting what it has cached", "instance", instance)
 			s.controller.DropInstance(instance)
 		}
+	}
+	if s.mp.directory != nil {
+		s.mp.directory.SetEndpoints(endpoints)
 	}
 	if s.events != nil {
 		s.events.SetEndpoints(endpoints)
@@ -280,6 +291,8 @@ type bound struct {
 	Admin  string `json:"admin"`
 	// LMCache is absent where the controller is not hosted.
 	LMCache *boundLMCache `json:"lmcache,omitempty"`
+	// Coordinator is absent where we are not the LMCache servers' coordinator.
+	Coordinator string `json:"lmcache_coordinator,omitempty"`
 }
 
 type boundLMCache struct {
@@ -311,6 +324,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	if s.hashing != nil {
 		group.Go(func() error { return s.hashing.Run(beside) })
 	}
+	s.mp.run(beside, group)
 	if s.events != nil {
 		group.Go(func() error { return s.events.Run(beside) })
 	}
@@ -351,6 +365,9 @@ func (s *service) bound() bound {
 		addresses := boundLMCache(s.controller.Addresses())
 		b.LMCache = &addresses
 	}
+	if s.mp.listener != nil {
+		b.Coordinator = s.mp.listener.Addr().String()
+	}
 	return b
 }
 
@@ -380,6 +397,7 @@ func (s *service) close() {
 	if s.controller != nil {
 		s.controller.Close()
 	}
+	s.mp.close()
 	if s.events != nil {
 		s.events.Close()
 	}

@@ -24,6 +24,8 @@ type status struct {
 	SecondsPerWork map[string]float64 `json:"seconds_per_work"`
 	// LMCache is null where the controller is not hosted.
 	LMCache *lmcacheStatus `json:"lmcache"`
+	// Coordinator is null where we are not the LMCache servers' coordinator.
+	Coordinator *coordinatorStatus `json:"lmcache_coordinator"`
 	// KVEvents has a row for each rank of each endpoint that publishes events;
 	// null where none does.
 	KVEvents []kvevents.Status `json:"kv_events"`
@@ -109,6 +111,7 @@ func (s *service) status() status {
 			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
 		}
 	}
+	view.Coordinator = s.mp.status()
 	if s.events != nil {
 		view.KVEvents = s.events.Status()
 	}
