@@ -30,9 +30,10 @@ type Source struct {
 	// not known.
 	Grain func(id scoring.EndpointID) scoring.Tokens
 
-	// Settle is how long after a request's end what it left in the cache must
-	// be shown at the latest.
-	Settle time.Duration
+	// Settle is how long after a request's first token its prompt must be shown
+	// at the latest; AfterEnd: after the request's end.
+	Settle   time.Duration
+	AfterEnd bool
 	// Keyed: the source finds a prompt by keys made from its token ids alone,
 	// with settings that must be the engine's own (LMCache). Prompts with a
 	// salt or for an adapter prove nothing about it.
@@ -53,4 +54,25 @@ type Fixes struct {
 	Keys string
 	// Gone: what it tells of is not there any more when it is asked for.
 	Gone string
+}
+
+// wanted reports whether the source is meant to tell of the endpoint.
+func (s *Source) wanted(e scoring.Endpoint) bool { return s.Wanted != nil && s.Wanted(e) }
+
+// unknownGrain is taken where nobody says: larger than any block that is in
+// use, so that a prompt proves something only where it must.
+const unknownGrain = 1024
+
+// grain is the tokens of one chunk; block is the engine's own block size, 0
+// where it is not known.
+func (s *Source) grain(id scoring.EndpointID, block scoring.Tokens) scoring.Tokens {
+	if s.Grain != nil {
+		if n := s.Grain(id); n > 0 {
+			return n
+		}
+	}
+	if !s.Keyed && block > 0 {
+		return block
+	}
+	return unknownGrain
 }

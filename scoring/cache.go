@@ -1,7 +1,5 @@
 package scoring
 
-import "slices"
-
 // Match is what one endpoint holds of one sequence.
 type Match struct {
 	// Cached is the number of leading tokens held without a gap.
@@ -9,6 +7,19 @@ type Match struct {
 	// Spans say where they are held, in order of position; the last one's End
 	// equals Cached. Nil where nothing is held.
 	Spans []Span
+	// Source names the source whose word counts, and Claims are what each said,
+	// where several were asked.
+	Source string
+	Claims []Claim
+}
+
+// Claim is what one source says that an endpoint holds of a sequence.
+type Claim struct {
+	Source string
+	Cached Tokens
+	// Used is false where the source is not believed of this endpoint, or
+	// where it speaks only for endpoints that nobody else tells of.
+	Used bool
 }
 
 // Span is a run of cached tokens in one storage location.
@@ -32,67 +43,4 @@ type CacheIndex interface {
 	// says that the source knows nothing of that endpoint, which is not the
 	// same as knowing that it holds nothing. The caller owns the result.
 	Match(p *Prompt, endpoints []Endpoint) [][]Match
-}
-
-// Longest is a source that answers with the longest match that any of sources
-// has, the fastest first: what an earlier one holds counts as held there, and
-// a later one goes on from its end. It knows an endpoint if any of them does.
-func Longest(sources ...CacheIndex) CacheIndex { return longestOf(sources) }
-
-type longestOf []CacheIndex
-
-func (l longestOf) Match(p *Prompt, endpoints []Endpoint) [][]Match {
-	rows := make([][]Match, len(endpoints))
-	for _, source := range l {
-		for i, row := range source.Match(p, endpoints) {
-			if rows[i] == nil {
-				rows[i] = row
-				continue
-			}
-			for q := range row {
-				rows[i][q] = rows[i][q].goOn(row[q])
-			}
-		}
-	}
-	return rows
-}
-
-// goOn is m, and from its end on what next holds.
-func (m Match) goOn(next Match) Match {
-	if next.Cached <= m.Cached {
-		return m
-	}
-	spans := slices.Clip(m.Spans)
-	for _, s := range next.Spans {
-		if s.End > m.Cached {
-			spans = append(spans, s)
-		}
-	}
-	return Match{Cached: next.Cached, Spans: spans}
-}
-
-// Fallback is a source that answers with first, and with second for the
-// endpoints that first knows nothing of.
-func Fallback(first, second CacheIndex) CacheIndex { return fallback{first, second} }
-
-type fallback struct{ first, second CacheIndex }
-
-func (f fallback) Match(p *Prompt, endpoints []Endpoint) [][]Match {
-	rows := f.first.Match(p, endpoints)
-	var (
-		unknown []Endpoint
-		at      []int
-	)
-	for i, row := range rows {
-		if row == nil {
-			unknown, at = append(unknown, endpoints[i]), append(at, i)
-		}
-	}
-	if len(unknown) == 0 {
-		return rows
-	}
-	for i, row := range f.second.Match(p, unknown) {
-		rows[at[i]] = row
-	}
-	return rows
 }

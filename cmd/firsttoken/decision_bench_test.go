@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/prompt/native"
@@ -133,20 +134,25 @@ func newDecider(b *testing.B) *decider {
 	if err != nil {
 		b.Fatal(err)
 	}
-	memory := routed.New(routed.DefaultConfig())
-	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), scoring.Fallback(source, memory))
+	memory := routed.New(routed.DefaultConfig(), slog.New(slog.DiscardHandler))
+	checker := fidelity.New(
+		[]fidelity.Source{{Name: sourceLMCache, Index: source}}, fidelity.Source{Name: routed.Location, Index: memory},
+		fidelity.Options{Now: time.Now, Log: slog.New(slog.DiscardHandler)},
+	)
+	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), checker)
 	if err != nil {
 		b.Fatal(err)
 	}
 	source.SetEndpoints(endpoints)
 	memory.SetEndpoints(endpoints)
+	checker.SetEndpoints(endpoints)
 	picker.SetEndpoints(endpoints)
 	d := &decider{}
 	serverConfig := extproc.DefaultConfig()
 	serverConfig.DecisionDeadline = time.Minute // a machine that is busy with other things still decides in full
 	d.server = extproc.NewServer(serverConfig, extproc.Deps{
 		Picker: picker, Encoder: encoder, Metrics: extproc.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.DiscardHandler),
-		Observer: observers{newJournal(journalSize, 2), memory, d},
+		Observer: observers{newJournal(journalSize, 2), checker, memory, d},
 	})
 	return d
 }

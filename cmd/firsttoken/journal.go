@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -134,12 +135,33 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 		}
 		if c.Known {
 			r.Candidates[i].CachedTokens = new(count32(c.Cached))
+			r.Candidates[i].Source, r.Candidates[i].Claims = said(c.Matches)
 		}
 		if i > 0 && i <= j.alternates {
 			r.Alternates = append(r.Alternates, c.Endpoint.Address)
 		}
 	}
 	return r
+}
+
+// said is whose word counts of an endpoint, and what each source said, summed
+// over the prompts.
+func said(matches []scoring.Match) (source string, claims []*firsttokenv1.Claim) {
+	most := scoring.Tokens(-1)
+	for i := range matches {
+		if m := &matches[i]; m.Cached > most {
+			most, source = m.Cached, m.Source
+		}
+		for _, said := range matches[i].Claims {
+			at := slices.IndexFunc(claims, func(c *firsttokenv1.Claim) bool { return c.GetSource() == said.Source })
+			if at < 0 {
+				at = len(claims)
+				claims = append(claims, &firsttokenv1.Claim{Source: said.Source, Used: said.Used})
+			}
+			claims[at].CachedTokens += count32(said.Cached)
+		}
+	}
+	return source, claims
 }
 
 // count32 is n as the record holds it. Counts are never negative, and far

@@ -22,6 +22,7 @@ import (
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/zmq"
@@ -78,6 +79,8 @@ type service struct {
 	mp multiprocess
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
+	// checker joins all sources, each for as long as it is right.
+	checker *fidelity.Checker
 
 	picker  *scoring.Picker
 	observe observers
@@ -124,7 +127,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
 	s.memory = routed.New(cfg.Memory, log)
-	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, s.cached()); err != nil {
+	s.checker = s.check()
+	fidelity.NewMetrics(registry, s.checker)
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, s.checker); err != nil {
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker), newMemoryCollector(s.picker.Endpoints, s.memory))
@@ -137,7 +142,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
-	s.readCounters(registry, s.memory.Observe)
+	s.readCounters(registry, s.checker.Counted, s.memory.Observe)
 	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
@@ -148,7 +153,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
-	s.observe = observers{journal, s.memory}
+	s.observe = observers{journal, s.checker, s.memory}
 	if s.events != nil {
 		s.observe = append(s.observe, s.events)
 	}
@@ -207,26 +212,6 @@ func (s *service) subscribe(registry prometheus.Registerer) error {
 	return nil
 }
 
-// cached is all that is known of the engines' caches: the longest match that
-// anybody reports, and our own memory of the endpoints that nobody reports of.
-func (s *service) cached() scoring.CacheIndex {
-	var reports []scoring.CacheIndex
-	if s.events != nil {
-		// First, because an engine looks in its own memory first.
-		reports = append(reports, s.events)
-	}
-	if s.source != nil {
-		reports = append(reports, s.source)
-	}
-	if s.mp.directory != nil {
-		reports = append(reports, s.mp.directory)
-	}
-	if len(reports) == 0 {
-		return s.memory
-	}
-	return scoring.Fallback(scoring.Longest(reports...), s.memory)
-}
-
 // publish hands the list of endpoints to everybody who needs it. The cache
 // source comes first: the picker asks it about the endpoints it was given. An
 // instance whose endpoint is gone, and no other's, is forgotten.
@@ -249,6 +234,7 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 		s.counters.SetEndpoints(endpoints)
 	}
 	s.memory.SetEndpoints(endpoints)
+	s.checker.SetEndpoints(endpoints)
 	s.picker.SetEndpoints(endpoints)
 }
 
@@ -334,6 +320,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	group.Go(func() error { return s.watcher.Run(beside) })
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
+	group.Go(func() error { return s.probe(beside) })
 	group.Go(func() error {
 		select {
 		case <-s.watcher.Synced():

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/firsttoken/firsttoken/counters"
+	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/routed"
@@ -79,6 +80,11 @@ type endpointStatus struct {
 	// Memory is what we believe it to hold of what was routed there; it counts
 	// where no other source knows the endpoint.
 	Memory *routed.Status `json:"memory"`
+	// Sources are those that tell what the endpoint has cached, or should, with
+	// what speaks for and against each.
+	Sources []fidelity.SourceStatus `json:"sources"`
+	// Findings are what else keeps its caches from being known.
+	Findings []fidelity.Finding `json:"findings,omitempty"`
 }
 
 func (s *service) status() status {
@@ -117,7 +123,7 @@ func (s *service) status() status {
 	}
 	counted := s.counted()
 	for _, e := range s.watcher.Status() {
-		o := owed[e.Endpoint.ID]
+		o, told := owed[e.Endpoint.ID], s.checker.Status(e.Endpoint.ID)
 		row := endpointStatus{
 			Name:          e.Endpoint.Name,
 			Address:       e.Endpoint.Address,
@@ -131,6 +137,8 @@ func (s *service) status() status {
 			Instance:      instances[e.Endpoint.ID],
 			Counters:      counted[e.Endpoint.ID],
 			Memory:        s.memory.Status(e.Endpoint.ID),
+			Sources:       told.Sources,
+			Findings:      told.Findings,
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed

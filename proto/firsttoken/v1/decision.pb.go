@@ -217,8 +217,13 @@ type Candidate struct {
 	Decoding uint32 `protobuf:"varint,7,opt,name=decoding,proto3" json:"decoding,omitempty"`
 	// The predicted time to first token there, queue included.
 	EstimateSeconds float64 `protobuf:"fixed64,8,opt,name=estimate_seconds,json=estimateSeconds,proto3" json:"estimate_seconds,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The source whose word cached_tokens is; of several prompts, of the one with
+	// the most.
+	Source string `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`
+	// What each source that knows the endpoint said.
+	Claims        []*Claim `protobuf:"bytes,10,rep,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Candidate) Reset() {
@@ -307,6 +312,84 @@ func (x *Candidate) GetEstimateSeconds() float64 {
 	return 0
 }
 
+func (x *Candidate) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Candidate) GetClaims() []*Claim {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+// Claim is what one source of cache truth said of one endpoint for one request.
+type Claim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The source's name: events, lmcache, routed and the like.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Prompt tokens that it said to be cached.
+	CachedTokens uint32 `protobuf:"varint,2,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	// False where the source was left out for this endpoint: /status says why.
+	Used          bool `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_firsttoken_v1_decision_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_firsttoken_v1_decision_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_firsttoken_v1_decision_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Claim) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Claim) GetCachedTokens() uint32 {
+	if x != nil {
+		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *Claim) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
 var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
@@ -336,7 +419,7 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
-	"\b_outcome\"\x93\x02\n" +
+	"\b_outcome\"\xd9\x02\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
@@ -346,8 +429,15 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"queuedWork\x12\x18\n" +
 	"\awaiting\x18\x06 \x01(\rR\awaiting\x12\x1a\n" +
 	"\bdecoding\x18\a \x01(\rR\bdecoding\x12)\n" +
-	"\x10estimate_seconds\x18\b \x01(\x01R\x0festimateSecondsB\x10\n" +
-	"\x0e_cached_tokensBCZAgithub.com/firsttoken/firsttoken/proto/firsttoken/v1;firsttokenv1b\x06proto3"
+	"\x10estimate_seconds\x18\b \x01(\x01R\x0festimateSeconds\x12\x16\n" +
+	"\x06source\x18\t \x01(\tR\x06source\x12,\n" +
+	"\x06claims\x18\n" +
+	" \x03(\v2\x14.firsttoken.v1.ClaimR\x06claimsB\x10\n" +
+	"\x0e_cached_tokens\"X\n" +
+	"\x05Claim\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12#\n" +
+	"\rcached_tokens\x18\x02 \x01(\rR\fcachedTokens\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\bR\x04usedBCZAgithub.com/firsttoken/firsttoken/proto/firsttoken/v1;firsttokenv1b\x06proto3"
 
 var (
 	file_firsttoken_v1_decision_proto_rawDescOnce sync.Once
@@ -361,21 +451,23 @@ func file_firsttoken_v1_decision_proto_rawDescGZIP() []byte {
 	return file_firsttoken_v1_decision_proto_rawDescData
 }
 
-var file_firsttoken_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_firsttoken_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_firsttoken_v1_decision_proto_goTypes = []any{
 	(*Decision)(nil),              // 0: firsttoken.v1.Decision
 	(*Candidate)(nil),             // 1: firsttoken.v1.Candidate
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*Claim)(nil),                 // 2: firsttoken.v1.Claim
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
 }
 var file_firsttoken_v1_decision_proto_depIdxs = []int32{
-	2, // 0: firsttoken.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	3, // 0: firsttoken.v1.Decision.time:type_name -> google.protobuf.Timestamp
 	1, // 1: firsttoken.v1.Decision.candidates:type_name -> firsttoken.v1.Candidate
-	2, // 2: firsttoken.v1.Decision.ended:type_name -> google.protobuf.Timestamp
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 2: firsttoken.v1.Decision.ended:type_name -> google.protobuf.Timestamp
+	2, // 3: firsttoken.v1.Candidate.claims:type_name -> firsttoken.v1.Claim
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_firsttoken_v1_decision_proto_init() }
@@ -391,7 +483,7 @@ func file_firsttoken_v1_decision_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_firsttoken_v1_decision_proto_rawDesc), len(file_firsttoken_v1_decision_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
