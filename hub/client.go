@@ -82,7 +82,8 @@ func (c *Client) Cached(m Model) (dir string, ok bool) {
 // far each file is, from one goroutine; nil: nobody is told.
 //
 // Errors are *Error where the hub refused. What may pass (no connection, a
-// status of 500 or above, 429) is tried a few times.
+// status of 500 or above, 429) is tried a few times; if the hub is still out of
+// reach then, what an earlier fetch left in the cache is good enough.
 func (c *Client) Fetch(ctx context.Context, m Model, names []string, report func(Progress)) (dir string, err error) {
 	if !IsID(m.ID) {
 		return "", fmt.Errorf("%q is neither a folder nor a model's id such as Qwen/Qwen2.5-7B-Instruct", m.ID)
@@ -101,6 +102,10 @@ func (c *Client) Fetch(ctx context.Context, m Model, names []string, report func
 	}
 	commit, files, err := c.list(ctx, m)
 	if err != nil {
+		var refused *Error
+		if dir, ok := c.Cached(m); ok && ctx.Err() == nil && (!errors.As(err, &refused) || refused.MayPass()) {
+			return dir, nil
+		}
 		return "", err
 	}
 	for _, name := range files {

@@ -247,6 +247,24 @@ func TestOffline(t *testing.T) {
 	}
 }
 
+func TestTheCacheStandsInForAHubOutOfReach(t *testing.T) {
+	h := newFakeHub(t)
+	h.put(id, "main", first, files)
+	c := client(t, h)
+	dir := fetch(t, c, Model{ID: id})
+	h.gated = true
+	if _, err := c.Fetch(t.Context(), Model{ID: id}, wanted, nil); err == nil {
+		t.Error("a refusal was passed over")
+	}
+	h.Close()
+	if got := fetch(t, c, Model{ID: id}); got != dir {
+		t.Errorf("without a hub the folder is %s, want %s", got, dir)
+	}
+	if _, err := c.Fetch(t.Context(), Model{ID: "org/other"}, wanted, nil); err == nil {
+		t.Error("what was never fetched is there")
+	}
+}
+
 func TestSeveralClientsFetchOnce(t *testing.T) {
 	h := newFakeHub(t)
 	h.put(id, "main", first, files)

@@ -41,9 +41,15 @@ type ModelConfig struct {
 	// Aliases are further names of the same model.
 	Aliases []string `yaml:"aliases"`
 	// Tokenizer is the folder with tokenizer.json, tokenizer_config.json and,
-	// where the model has them, chat_template.jinja and config.json. Empty: the
+	// where the model has them, chat_template.jinja and config.json; or, where
+	// there is no such folder, the model's id on a Hugging Face hub, such as
+	// Qwen/Qwen2.5-7B-Instruct, whose files are fetched in the background (HF_HOME,
+	// HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count as everywhere). Empty: the
 	// engine's render endpoint is asked.
 	Tokenizer string `yaml:"tokenizer"`
+	// TokenizerRevision is the branch, tag or commit on the hub, as vLLM's
+	// --tokenizer-revision; empty: main.
+	TokenizerRevision string `yaml:"tokenizer_revision"`
 	// Engine is the tokenizer implementation: fastokens, or tokenizers (the
 	// slower reference of Hugging Face).
 	Engine string `yaml:"engine"`
@@ -169,7 +175,7 @@ func (m ModelConfig) validate(fault func(key, format string, args ...any)) {
 		}
 	}
 	if m.Mode == "native" && m.Tokenizer == "" {
-		fault("tokenizer", "is empty, and mode is native; name the folder that holds tokenizer.json")
+		fault("tokenizer", "is empty, and mode is native; name the folder that holds tokenizer.json, or the model's id on a hub")
 	}
 	if m.MaxModelLen < 0 {
 		fault("max_model_len", "%d is negative; write 0 where it is not known", m.MaxModelLen)

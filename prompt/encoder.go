@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -31,6 +30,9 @@ type Options struct {
 	Endpoint func(model string) (baseURL string, ok bool)
 	// APIKey is sent to engines as a bearer token; empty: none is sent.
 	APIKey string
+	// Fetch is asked for tokenizers that are no folders of this machine; nil:
+	// there are none.
+	Fetch Fetch
 	// Now is the clock of templates that print the date; nil: time.Now.
 	Now func() time.Time
 }
@@ -63,6 +65,8 @@ type served struct {
 	cfg   ModelConfig
 	zone  *time.Location
 	model atomic.Pointer[Model] // never nil; replaced by load when it is loaded
+	// state is what keeps the model from being loaded; nil or empty: nothing.
+	state atomic.Pointer[string]
 }
 
 // NewEncoder returns at once; the tokenizers are loaded by a goroutine that ends
@@ -123,39 +127,8 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	e.stop = stop
 	e.metrics.segments.follow(e.segmentCaches)
-	e.work.Go(func() { e.load(ctx, list) })
+	e.work.Go(func() { e.load(ctx, list, o.Fetch) })
 	return e, nil
-}
-
-// load loads one model after the other.
-func (e *Encoder) load(ctx context.Context, list []*served) {
-	defer close(e.loaded)
-	var errs []error
-	for _, s := range list {
-		if s.cfg.Tokenizer == "" || s.cfg.Mode == "remote" {
-			continue
-		}
-		if ctx.Err() != nil {
-			errs = append(errs, fmt.Errorf("model %s: not loaded: %w", s.cfg.Name, ctx.Err()))
-			break
-		}
-		begin := time.Now()
-		m, err := loadModel(s.cfg, native.Options{ //nolint:contextcheck // no request waits for it
-			MaxInputBytes: 4 * e.cfg.MaxInputBytes, MaxConcurrent: e.cfg.MaxConcurrent, CacheBytes: e.cfg.SegmentCacheBytes,
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("model %s: %w", s.cfg.Name, err))
-			s.model.Store(unloaded(s.cfg, RemoteNoTokenizer))
-			e.log.Error("tokenizer not loaded; prompts are rendered by the engine or estimated", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "error", err)
-			continue
-		}
-		s.model.Store(m)
-		e.metrics.loaded.WithLabelValues(s.cfg.Name).Set(1)
-		e.log.Info("tokenizer loaded", "model", s.cfg.Name, "folder", s.cfg.Tokenizer, "engine", s.cfg.Engine,
-			"content_format", m.ContentFormat(), "remote", string(m.remote),
-			"segment_cache", m.segmentCache(e.cfg.SegmentCacheBytes), "seconds", time.Since(begin).Seconds())
-	}
-	e.loadErr = errors.Join(errs...)
 }
 
 // Ready reports whether every model that this process tokenizes is loaded, or

@@ -18,6 +18,7 @@ import (
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/hub"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/coordinator"
@@ -212,7 +213,7 @@ func (f *configFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.lmcacheReply, "lmcache-reply", d.LMCache.Controller.Reply, "`address` for LMCache's controller_reply_url")
 	flags.StringVar(&f.lmcacheHeartbeat, "lmcache-heartbeat", d.LMCache.Controller.Heartbeat, "`address` for LMCache's heartbeats; empty: none")
 	flags.StringVar(&f.model, "model", "", "`name` of the model that the backends serve and --tokenizer belongs to")
-	flags.StringVar(&f.tokenizer, "tokenizer", "", "`folder` with the model's tokenizer.json, tokenizer_config.json and chat template")
+	flags.StringVar(&f.tokenizer, "tokenizer", "", "`folder` with the model's tokenizer.json, tokenizer_config.json and chat template, or the model's id on a Hugging Face hub")
 }
 
 // load reads the file, where one is named, lets the flags that were given win
@@ -332,7 +333,10 @@ func (c *config) resolvePaths(dir string) {
 	}
 	resolve(&c.Discovery.TLS.CAFile)
 	for i := range c.Prompt.Models {
-		resolve(&c.Prompt.Models[i].Tokenizer)
+		// What may be a model's id on a hub is left alone, unless it is a folder.
+		if m := &c.Prompt.Models[i]; !hub.IsID(m.Tokenizer) || isFolder(filepath.Join(dir, m.Tokenizer)) {
+			resolve(&m.Tokenizer)
+		}
 		resolve(&c.Prompt.Models[i].ChatTemplate)
 	}
 }
@@ -369,15 +373,7 @@ func (c config) summary() string {
 		fmt.Fprintf(&b, "LMCache coordinator at %s\n", c.LMCache.Coordinator.Listen)
 	}
 	for _, m := range c.Prompt.Models {
-		where := "the engines are asked for its tokens"
-		if m.Tokenizer != "" {
-			where = "tokenizer in " + m.Tokenizer
-			if _, err := os.Stat(filepath.Join(m.Tokenizer, "tokenizer.json")); err != nil {
-				// No fault: a configuration may be checked on another machine.
-				where += " (no tokenizer.json there on this machine)"
-			}
-		}
-		fmt.Fprintf(&b, "model %s, %s\n", m.Name, where)
+		fmt.Fprintf(&b, "model %s, %s\n", m.Name, tokenizerSummary(m))
 	}
 	return b.String()
 }

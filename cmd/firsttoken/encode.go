@@ -50,6 +50,10 @@ the error that the engine would answer with because of the prompt:
 			if err := validateModel(cfg); err != nil {
 				return err
 			}
+			var err error
+			if cfg.Tokenizer, err = tokenizerFolder(cmd.Context(), cfg.Tokenizer, cfg.TokenizerRevision, cmd.ErrOrStderr()); err != nil {
+				return fmt.Errorf("--tokenizer: %w", err)
+			}
 			model, err := prompt.LoadModel(cfg)
 			if err != nil {
 				return err
@@ -59,7 +63,8 @@ the error that the engine would answer with because of the prompt:
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&cfg.Tokenizer, "tokenizer", "", "`folder` with tokenizer.json and tokenizer_config.json")
+	flags.StringVar(&cfg.Tokenizer, "tokenizer", "", "`folder` with tokenizer.json and tokenizer_config.json, or a model's id on a Hugging Face hub")
+	flags.StringVar(&cfg.TokenizerRevision, "tokenizer-revision", "", "branch, tag or commit on the hub (default: main)")
 	flags.StringVar(&cfg.Engine, "engine", cfg.Engine, "fastokens, or tokenizers (the reference)")
 	flags.StringVar(&cfg.ChatTemplate, "template", "", "`file` with a chat template instead of the folder's")
 	flags.StringVar(&cfg.ContentFormat, "content-format", cfg.ContentFormat, "what the template takes as content: auto, string or openai")

@@ -48,6 +48,9 @@ POST /restart begins anew at the same addresses, with nothing cached.`,
 			if cmd.Flags().Changed("lmcache-save-unfull-chunk") {
 				cfg.LMCache.Keys.SaveUnfullChunk = &saveTail
 			}
+			if cfg.Tokenizer, err = tokenizerFolder(cmd.Context(), cfg.Tokenizer, "", cmd.ErrOrStderr()); err != nil {
+				return fmt.Errorf("--tokenizer: %w", err)
+			}
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			server, err := engine.New(cfg)
 			if err != nil {
@@ -74,7 +77,7 @@ POST /restart begins anew at the same addresses, with nothing cached.`,
 	f.BoolVar(&cfg.RequestIDHeaders, "enable-request-id-headers", cfg.RequestIDHeaders, "answer with X-Request-Id")
 	f.StringVar(&cfg.APIKey, "api-key", "", "bearer token that paths below /v1 demand")
 	f.StringVar(&faults, "faults", "", "what is wrong from the start: hang, refuse, unhealthy, error_rate=0.1, slow=3, drop_after=5; POST /faults changes it")
-	f.StringVar(&cfg.Tokenizer, "tokenizer", "", "folder with tokenizer.json and the chat template; without it four bytes of text are a token")
+	f.StringVar(&cfg.Tokenizer, "tokenizer", "", "folder with tokenizer.json and the chat template, or a model's id on a Hugging Face hub; without it four bytes of text are a token")
 	f.StringVar(&cfg.ChatTemplate, "chat-template", "", "file with the chat template that replaces the tokenizer's")
 	f.StringVar(&cfg.TimeZone, "time-zone", "", "time zone in which chat templates print the date, such as UTC (default: this process's)")
 	f.StringSliceVar(&adapters, "lora-modules", nil, "LoRA adapters served, each name=path")

@@ -143,11 +143,16 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	s.readCounters(registry, s.checker.Counted, s.memory.Observe)
+	fetch, err := fetchTokenizer()
+	if err != nil {
+		return nil, err
+	}
 	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
 		Endpoint: s.renderer,
 		APIKey:   apiKey,
+		Fetch:    fetch,
 	})
 	if err != nil {
 		return nil, err

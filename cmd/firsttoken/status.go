@@ -55,6 +55,9 @@ type modelStatus struct {
 	Name      string `json:"name"`
 	Tokenizer string `json:"tokenizer"`
 	Loaded    bool   `json:"loaded"`
+	// State is what keeps it from being loaded: how far its files are fetched,
+	// or what failed.
+	State string `json:"state,omitempty"`
 }
 
 // endpointStatus is one endpoint.
@@ -103,7 +106,7 @@ func (s *service) status() status {
 		SecondsPerWork: ledger.Paces,
 	}
 	for _, m := range s.cfg.Prompt.Models {
-		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil})
+		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil, s.encoder.State(m.Name)})
 	}
 	var instances map[scoring.EndpointID]string
 	if s.source != nil {
