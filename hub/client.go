@@ -208,7 +208,7 @@ func (c *Client) describe(ctx context.Context, m Model, commit, name string) (bl
 		if err != nil {
 			return blob{}, err
 		}
-		resp.Body.Close()
+		_ = resp.Body.Close() // an answer to HEAD has none
 		location, err := resp.Location()
 		switch {
 		case resp.StatusCode >= http.StatusBadRequest:

@@ -48,22 +48,24 @@ type revision struct {
 const large = 1000
 
 func newFakeHub(t *testing.T) *fakeHub {
+	t.Helper()
 	h := &fakeHub{models: map[string]map[string]*revision{}, renamed: map[string]string{}, calls: map[string]int{}}
 	h.Server = httptest.NewServer(http.HandlerFunc(h.serve))
 	h.content = httptest.NewServer(http.HandlerFunc(h.serveContent))
-	t.Cleanup(h.Server.Close)
+	t.Cleanup(h.Close)
 	t.Cleanup(h.content.Close)
 	return h
 }
 
-func (h *fakeHub) put(id, name, commit string, files map[string]string) {
+// put makes the branch main of a model point to a commit with these files.
+func (h *fakeHub) put(id, commit string, files map[string]string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.models[id] == nil {
 		h.models[id] = map[string]*revision{}
 	}
 	r := &revision{commit, files}
-	h.models[id][name], h.models[id][commit] = r, r
+	h.models[id]["main"], h.models[id][commit] = r, r
 }
 
 func etagOf(text string) string {

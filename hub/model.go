@@ -9,7 +9,7 @@ import (
 
 // Model is one state of one model's files.
 type Model struct {
-	// ID is ORG/NAME, or NAME for the oldest models.
+	// ID is ORG/NAME.
 	ID string
 	// Revision is a branch, a tag or a commit; empty: main.
 	Revision string
@@ -33,14 +33,15 @@ var part = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$`)
 // maxID is the hub's limit on the length of an id.
 const maxID = 96
 
-// IsID reports whether text may be a model's id on a hub; ./x, /x or x/y/z are
-// paths.
+// IsID reports whether text may be a model's id on a hub. ./x, /x and x/y/z are
+// paths, and so is x: the few models without an organisation are not worth
+// that a misspelt folder is looked for in the network.
 func IsID(text string) bool {
 	if len(text) > maxID || strings.Contains(text, "--") || strings.Contains(text, "..") {
 		return false
 	}
 	org, name, two := strings.Cut(text, "/")
-	return part.MatchString(org) && (!two || part.MatchString(name))
+	return two && part.MatchString(org) && part.MatchString(name)
 }
 
 // validRevision keeps a revision inside the folders that it names.
