@@ -40,6 +40,11 @@ func newRig(tb testing.TB) *rig {
 	tb.Helper()
 	cfg := lmcache.DefaultControllerConfig()
 	cfg.Pull, cfg.Reply, cfg.Heartbeat = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	return newRigOf(tb, cfg)
+}
+
+func newRigOf(tb testing.TB, cfg lmcache.ControllerConfig) *rig {
+	tb.Helper()
 	r := &rig{TB: tb, index: lmcache.NewIndex(lmcache.IndexConfig{MaxKeys: 1_000_000}), metrics: prometheus.NewRegistry()}
 	var err error
 	if r.Controller, err = lmcache.NewController(cfg, r.index, discard, lmcache.NewMetrics(r.metrics)); err != nil {
@@ -247,8 +252,21 @@ func playControllerSession(t *testing.T, session goldenSession) {
 	}
 	var answer, asked lmcache.Message
 	note, answers, compared := "", 0, 0
+	tool, registered := newToolClient(r, sessionKeys(session.LMCache)), map[string]string{} // by instance: ip
+	played := 0
 	for _, e := range session.Events {
+		played++
+		for i := range e.Frames {
+			switch m, _ := lmcache.Decode(unhex(t, e.Frames[i])); m := m.(type) {
+			case *lmcache.RegisterMsg:
+				registered[m.Worker.Instance] = m.IP
+			case *lmcache.DeRegisterMsg:
+				delete(registered, m.Worker.Instance)
+			}
+		}
 		switch {
+		case e.HTTP != "":
+			tool.replayHTTP(e, registered)
 		case e.Socket == "PUSH->PULL":
 			parts := make([][]byte, len(e.Frames))
 			for i, f := range e.Frames {
@@ -299,8 +317,8 @@ func playControllerSession(t *testing.T, session goldenSession) {
 			}
 		}
 	}
-	if compared != answers {
-		t.Errorf("%d answers compared of %d", compared, answers)
+	if compared != answers || played != len(session.Events) {
+		t.Errorf("%d answers compared of %d, %d events played of %d", compared, answers, played, len(session.Events))
 	}
 }
 

@@ -57,11 +57,20 @@ type golden struct {
 
 type goldenSession struct {
 	LMCache string
-	Events  []struct {
-		Dir, Socket, Note string
-		Frames            []string
-		Decoded           []json.RawMessage
-	}
+	Events  []goldenEvent
+}
+
+// goldenEvent is a message between worker and controller or, with HTTP, a
+// question to the controller's HTTP API.
+type goldenEvent struct {
+	Dir, Socket, Note string
+	Frames            []string
+	Decoded           []json.RawMessage
+
+	HTTP     string
+	Request  json.RawMessage
+	Status   int
+	Response string
 }
 
 // goldenCapture is what a real client sent to a server that spoke by script.

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/firsttoken/firsttoken/lmcache"
 )
 
 // admin serves what people and Prometheus look at, on a port of its own.
@@ -23,6 +25,8 @@ type admin struct {
 	journal  *journal
 	status   func() status
 	log      *slog.Logger
+	// controllerAPI answers lmcache.APIPaths; nil where no controller is hosted.
+	controllerAPI http.Handler
 }
 
 func (a *admin) handler() http.Handler {
@@ -36,6 +40,11 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /decisions", a.serveDecisions)
+	if a.controllerAPI != nil {
+		for _, path := range lmcache.APIPaths {
+			mux.Handle(path, a.controllerAPI)
+		}
+	}
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

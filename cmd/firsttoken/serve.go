@@ -174,6 +174,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Probe:    s.watcher.ProbeNow,
 	})
 	s.admin = &admin{registry: registry, journal: journal, status: s.status, log: log}
+	if s.source != nil {
+		s.admin.controllerAPI = lmcache.API(s.controller, s.source)
+	}
 	return s, nil
 }
 

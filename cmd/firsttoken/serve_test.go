@@ -312,6 +312,16 @@ func TestServeHostsLMCache(t *testing.T) {
 		}
 	}
 
+	// Tools of LMCache's controller find theirs on the admin port.
+	answer, err := http.Post("http://"+b.Admin+"/query_instance", "application/json", strings.NewReader(`{"event_id":"e","ip":"127.0.0.1"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if body, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusOK || !strings.Contains(string(body), `"res":"inst"`) {
+		t.Errorf("/query_instance answered %d %s, %v", answer.StatusCode, body, err)
+	}
+
 	// A second rank that holds nothing: of the instance nothing counts.
 	report(t, b.LMCache.Pull, &lmcache.RegisterMsg{Registration: lmcache.Registration{Worker: lmcache.WorkerID{Instance: "inst", Worker: 1}, IP: "127.0.0.1", Port: 1235}})
 	awaitStatus(t, b, func(s status) bool { return len(s.LMCache.Workers) == 2 })
