@@ -24,7 +24,7 @@ import (
 // client makes the client that production uses for the server.
 func client(t *testing.T, server *httptest.Server, host string, cfg TLSConfig, key string) *engineClient {
 	t.Helper()
-	tlsConfig, err := cfg.clientConfig()
+	tlsConfig, err := cfg.ClientConfig()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ type engine interface {
 // publish gets the whole list on every change; the slice is the receiver's.
 // Nothing is called before Run.
 func New(cfg Config, entries []Entry, apiKey string, log *slog.Logger, metrics *Metrics, publish func([]scoring.Endpoint)) (*Watcher, error) {
-	tlsConfig, err := cfg.TLS.clientConfig()
+	tlsConfig, err := cfg.TLS.ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("discovery: tls.ca_file: %w", err)
 	}

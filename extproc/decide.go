@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -34,7 +33,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		}
 		fault, details := faultOf(err, st.model, st.picker.Endpoints(), st.cfg.BodyLimit)
 		st.metrics.refused(fault.Status)
-		if err := st.send(refuse(fault, details)); err != nil {
+		if err := st.send(refuse(st.wording(fault), fault.Status, details)); err != nil {
 			return err
 		}
 		return errDone
@@ -195,8 +194,7 @@ func (st *stream) generation() bool {
 	if st.head.method != "" && st.head.method != http.MethodPost {
 		return false
 	}
-	path, _, _ := strings.Cut(st.head.path, "?")
-	return path == "/v1/chat/completions" || path == "/v1/completions"
+	return prompt.Generates(st.head.path)
 }
 
 // unsized is a request of which nothing is known: it is routed by load.

@@ -446,11 +446,45 @@ func TestEventsOfOtherPaths(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture(t, pool(2))
 			c := f.open(t, buffered, streamed)
-			c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/responses"))
+			c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/other"))
 			c.one(t, reqBody("{plain}", true))
 			c.one(t, with(respBody(first, false), 200, f.decided[0].Endpoint().Address))
 			if c.isOpen() || len(f.tokens) != 0 || len(f.ends) != 0 {
 				t.Errorf("%q: open %v, first tokens %v, ends %v", first, c.isOpen(), f.tokens, f.ends)
+			}
+		})
+	}
+}
+
+// On /v1/responses an engine sends response.created, with the whole request in it,
+// and response.in_progress at once, before anything is computed: the first token
+// is the first event after them, however the stream is cut into chunks.
+func TestFirstTokenOfResponses(t *testing.T) {
+	created := "event: response.created\ndata: {\"instructions\":\"" + strings.Repeat("x", 100) + "\"}\n\n"
+	progress := "event: response.in_progress\ndata: {}\n\n"
+	item := "event: response.output_item.added\ndata: {}\n\n"
+	for _, chunks := range [][]string{
+		{created, progress, item},
+		{created + progress, item},
+		{created[:60], created[60:], progress, item},
+		{created[:60], created[60:] + progress[:32], progress[32:] + item},
+		{created + progress + item},
+		{"event: error\ndata: {}\n\n"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t, pool(2))
+			c := f.open(t, buffered, streamed)
+			c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/responses"))
+			c.one(t, reqBody("{}", true))
+			for i, chunk := range chunks {
+				m := respBody(chunk, false)
+				if i == 0 {
+					m = with(m, 200, f.decided[0].Endpoint().Address)
+				}
+				c.one(t, m)
+				if last := i == len(chunks)-1; (len(f.tokens) > 0) != last || c.isOpen() == last {
+					t.Errorf("%q, chunk %d: first tokens %v, open %v", chunks, i, f.tokens, c.isOpen())
+				}
 			}
 		})
 	}

@@ -186,16 +186,36 @@ func answer(p part, c *extprocv3.CommonResponse) *extprocv3.ProcessingResponse {
 	return reply
 }
 
+// anthropicError is the body of an error on /v1/messages, as vLLM writes it
+// (entrypoints/anthropic: the type and message of its other errors).
+type anthropicError struct {
+	Type  string          `json:"type"` // always error
+	Error anthropicDetail `json:"error"`
+}
+
+type anthropicDetail struct {
+	Type    string `json:"type"`
+	Message string `json:"message"`
+}
+
+// wording is the fault in the shape that clients of the request's path know.
+func (st *stream) wording(fault *prompt.RequestError) any {
+	if path, _, _ := strings.Cut(st.head.path, "?"); path == prompt.MessagesPath {
+		return anthropicError{"error", anthropicDetail{fault.Type, fault.Message}}
+	}
+	return fault
+}
+
 // refuse answers the client itself, in the shape of the engine's own errors.
 // details is what Envoy's access log shows as the reason.
-func refuse(fault *prompt.RequestError, details string) *extprocv3.ProcessingResponse {
+func refuse(fault any, code int, details string) *extprocv3.ProcessingResponse {
 	body, err := json.Marshal(fault)
 	if err != nil {
 		panic(err) // strings and a number always marshal
 	}
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode(fault.Status)}, //nolint:gosec // an HTTP status
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode(code)}, //nolint:gosec // an HTTP status
 			Headers: &extprocv3.HeaderMutation{
 				SetHeaders: []*corev3.HeaderValueOption{setHeader("content-type", "application/json")},
 			},

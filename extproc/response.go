@@ -3,12 +3,14 @@ package extproc
 import (
 	"bytes"
 	"strconv"
+	"strings"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -30,7 +32,7 @@ func (st *stream) responseHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3
 func (st *stream) responseBody(msg *extprocv3.ProcessingRequest, b *extprocv3.HttpBody) error {
 	now := time.Now()
 	st.respond(msg)
-	if len(b.GetBody()) > 0 && !st.begun {
+	if len(b.GetBody()) > 0 && !st.begun && !st.announces(b.GetBody()) {
 		st.begun = true
 		st.events = beginsEvents(b.GetBody())
 		st.firstChunk(now, msg, b.GetBody())
@@ -121,6 +123,26 @@ func (st *stream) finish() {
 // shape tells which it is.
 func (st *stream) learned() bool {
 	return st.over || st.booking == nil || st.events || st.booking.Decision().Prompt.Streamed
+}
+
+// announces reports whether a chunk holds no more than the events with which an
+// engine begins a stream on /v1/responses before anything is computed: it sends
+// response.created and response.in_progress at once.
+func (st *stream) announces(chunk []byte) bool {
+	if path, _, _ := strings.Cut(st.head.path, "?"); path != prompt.ResponsesPath || !st.announced && !beginsEvents(chunk) {
+		return false
+	}
+	st.announced = true // what follows may be the rest of a long event
+	for line := range bytes.Lines(chunk) {
+		if event, ok := bytes.CutPrefix(line, []byte("event: ")); ok {
+			switch string(bytes.TrimSpace(event)) {
+			case "response.created", "response.in_progress", "response.queued":
+			default:
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // beginsEvents reports whether a body is a stream of server-sent events.

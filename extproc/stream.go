@@ -49,6 +49,7 @@ type stream struct {
 
 	// The following belong to the response.
 	responded bool // some of it was seen
+	announced bool // a stream on /v1/responses began
 	begun     bool // a chunk with content was seen
 	events    bool // that chunk began a stream of events
 	over      bool // its end was seen

@@ -26,7 +26,11 @@ type Config struct {
 	// Only the engine fastokens has one.
 	SegmentCacheBytes int `yaml:"segment_cache_bytes"`
 	// RemoteTimeout bounds one call to an engine's render endpoint, where this
-	// process cannot tokenize itself.
+	// process cannot tokenize itself: /v1/responses, /v1/messages, chats of gpt-oss
+	// and models without a tokenizer folder. Such a call costs the engine's web
+	// layer what the request itself does before it is scheduled (for 80 KB some
+	// 30 ms with its default tokenizer), and the request that time. An engine that
+	// fails five calls in a row is not asked for ten seconds.
 	RemoteTimeout time.Duration `yaml:"remote_timeout"`
 	// RemoteMaxConcurrent bounds the calls to render endpoints at once; further
 	// requests are estimated instead of waiting.

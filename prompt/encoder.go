@@ -3,6 +3,7 @@ package prompt
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -33,6 +34,9 @@ type Options struct {
 	// Fetch is asked for tokenizers that are no folders of this machine; nil:
 	// there are none.
 	Fetch Fetch
+	// TLS is how engines behind https are verified; nil: by the system's
+	// authorities.
+	TLS *tls.Config
 	// Now is the clock of templates that print the date; nil: time.Now.
 	Now func() time.Time
 }
@@ -234,6 +238,8 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 		switch {
 		case path == "":
 			return none, fallbackNone, nil
+		case foreign(path) != RemoteNone:
+			return none, fallbackNotText, nil // its faults are the engine's to word
 		case errors.As(err, &fault) && fault.Param != "":
 			return nil, fallbackNone, fault
 		case errors.Is(err, errTooDeep), errors.Is(err, errTooMany):
@@ -274,10 +280,16 @@ func (e *Encoder) parse(ctx context.Context, d *document, body []byte) (late boo
 	return late, parseBody(d, body)
 }
 
+// Generates reports whether a POST to path, which may carry a query, asks an
+// engine for tokens.
+func Generates(path string) bool { return generationPath(path) != "" }
+
 // generationPath is the path that generates tokens from a prompt; empty for all
 // others, the render paths too.
 func generationPath(path string) string {
-	if path, _, _ = strings.Cut(path, "?"); path == chatPath || path == completionPath {
+	path, _, _ = strings.Cut(path, "?")
+	switch path {
+	case chatPath, completionPath, ResponsesPath, MessagesPath:
 		return path
 	}
 	return ""
@@ -333,6 +345,13 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 			return nil, "", fallbackDeadline
 		}
 		return nil, "", fallbackTooLarge
+	}
+	if why := foreign(j.path); why != RemoteNone {
+		j.doc.release()
+		if e.renderer == nil || s.cfg.Mode == "native" {
+			return nil, "", fallback(why)
+		}
+		return e.encodeThere(ctx, s, j)
 	}
 	got, given, err := e.encodeHere(ctx, s, j)
 	var fault *RequestError
@@ -410,6 +429,8 @@ func (e *Encoder) encodeThere(ctx context.Context, s *served, j job) ([]EncodedP
 		return prompts, scoring.TokensRemote, fallbackNone
 	case errors.Is(err, errBusy):
 		return nil, "", fallbackRemoteBusy
+	case errors.Is(err, errSpared):
+		return nil, "", fallbackRemoteOff
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return nil, "", fallbackSlow
 	}

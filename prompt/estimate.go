@@ -21,9 +21,14 @@ const (
 // of the fields that become text. There is at least one.
 func estimate(path string, f *fields) []scoring.Sequence {
 	var lengths []scoring.Tokens
-	if path == chatPath {
+	switch path {
+	case chatPath:
 		lengths = append(lengths, guess(f.messages)+guess(f.tools)+guess(f.documents))
-	} else {
+	case ResponsesPath:
+		lengths = append(lengths, guess(f.instructions)+guess(f.input)+guess(f.tools))
+	case MessagesPath:
+		lengths = append(lengths, guess(f.system)+guess(f.messages)+guess(f.tools))
+	default:
 		lengths = guessPrompts(f.prompt)
 		if f.promptEmbeds.present() {
 			lengths = append(lengths, mediaTokens)

@@ -11,6 +11,7 @@ type fields struct {
 	addGenerationPrompt, continueFinalMessage, addSpecialTokens          value
 	truncatePromptTokens, truncationSide, maxTokens, maxCompletionTokens value
 	suffix, echo, logprobs, topLogprobs, promptLogprobs                  value
+	input, instructions, system                                          value
 	n, stream, cacheSalt                                                 value
 }
 
@@ -60,6 +61,12 @@ func (f *fields) member(key string) *value {
 		return &f.topLogprobs
 	case "prompt_logprobs":
 		return &f.promptLogprobs
+	case "input":
+		return &f.input
+	case "instructions":
+		return &f.instructions
+	case "system":
+		return &f.system
 	case "n":
 		return &f.n
 	case "stream":
@@ -126,7 +133,7 @@ func (f *fields) uncached(path string) bool {
 // tokenizable: an engine's /tokenize, which takes one prompt and knows neither
 // truncation, reasoning effort nor documents, gives the same ids as its render.
 func (f *fields) tokenizable(path string) bool {
-	if f.truncatePromptTokens.present() {
+	if f.truncatePromptTokens.present() || foreign(path) != RemoteNone {
 		return false
 	}
 	if path == chatPath {

@@ -50,6 +50,7 @@ const (
 	fallbackFailed     fallback = "failed"      // the tokenizer or template failed
 	fallbackDeadline   fallback = "deadline"    // the decision could not wait
 	fallbackRemoteBusy fallback = "remote_busy" // too many render calls at once
+	fallbackRemoteOff  fallback = "remote_off"  // the engine failed such calls before and is spared some
 	fallbackRemote     fallback = "remote"      // the render call failed
 	fallbackSlow       fallback = "remote_slow" // the render call took too long
 )

@@ -182,6 +182,25 @@ const (
 	completionPath = "/v1/completions"
 )
 
+// Paths of OpenAI's Responses and of Anthropic's Messages. The engine makes chats
+// of their bodies by rules of its own, so only it can tell their token ids.
+const (
+	ResponsesPath = "/v1/responses"
+	MessagesPath  = "/v1/messages"
+)
+
+// foreign says why requests to a generation path are the engine's to render;
+// RemoteNone where they need not be.
+func foreign(path string) Remote {
+	switch path {
+	case ResponsesPath:
+		return RemoteResponses
+	case MessagesPath:
+		return RemoteMessages
+	}
+	return RemoteNone
+}
+
 // endpoint is the generation path that a request path stands for, with the
 // render path that only prepares it; empty for all others.
 func endpoint(path string) string {

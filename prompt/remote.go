@@ -8,7 +8,10 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/sony/gobreaker/v2"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -19,42 +22,115 @@ type renderer struct {
 	endpoint func(model string) (baseURL string, ok bool)
 	key      string
 	slots    *semaphore.Weighted
+	// breakers are by the URL of a render endpoint: one engine may lack one that
+	// another has. The least used are forgotten.
+	breakers *lru.Cache[string, *breaker]
 }
 
+type breaker = gobreaker.CircuitBreaker[[]EncodedPrompt]
+
+// maxBreakers is more than the render endpoints of most fleets; one that was
+// forgotten costs some failing calls more.
+const maxBreakers = 4096
+
+// After tripAfter failures in a row an endpoint is spared for restFor, then asked
+// once: some failures may be the requests', five are the engine's.
+const (
+	tripAfter = 5
+	restFor   = 10 * time.Second
+)
+
 func newRenderer(o Options, concurrent int) *renderer {
+	breakers, err := lru.New[string, *breaker](maxBreakers)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
 	return &renderer{
 		client: &http.Client{
-			Transport: &http.Transport{MaxIdleConns: 4 * concurrent, MaxIdleConnsPerHost: concurrent, ForceAttemptHTTP2: false},
+			Transport: &http.Transport{
+				MaxIdleConns: 4 * concurrent, MaxIdleConnsPerHost: concurrent, IdleConnTimeout: time.Minute,
+				TLSClientConfig: o.TLS, ForceAttemptHTTP2: false,
+			},
 			// An engine does not redirect; the key must not follow one either.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		endpoint: o.Endpoint,
 		key:      o.APIKey,
 		slots:    semaphore.NewWeighted(int64(concurrent)),
+		breakers: breakers,
 	}
 }
 
 var (
 	errNoEndpoint = errors.New("no ready engine to ask")
 	errBusy       = errors.New("too many render calls at once")
+	errSpared     = errors.New("the engines failed such calls before")
 )
 
 // maxRenderBytes bounds an engine's answer: a million ids have at most 8 MB.
 const maxRenderBytes = 32 << 20
 
+// breaker is that of a render endpoint.
+func (r *renderer) breaker(url string) *breaker {
+	if b, ok := r.breakers.Get(url); ok {
+		return b
+	}
+	fresh := gobreaker.NewCircuitBreaker[[]EncodedPrompt](gobreaker.Settings{
+		Name:        url,
+		Timeout:     restFor,
+		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
+		// The engine works where it refuses a request; where it has no such
+		// endpoint, asking is in vain.
+		IsSuccessful: func(err error) bool {
+			var status *statusError
+			return err == nil || errors.As(err, &status) && status.code >= 400 && status.code < 500 &&
+				status.code != http.StatusNotFound && status.code != http.StatusMethodNotAllowed
+		},
+		IsExcluded: func(err error) bool { return errors.Is(err, context.Canceled) }, // the client went
+	})
+	if b, found, _ := r.breakers.PeekOrAdd(url, fresh); found {
+		return b
+	}
+	return fresh
+}
+
+// choices is how many engines are looked at for one that is not spared.
+const choices = 3
+
 // render sends the body to an engine's render endpoint, and where an older engine
 // has none to /tokenize, which takes the same body, where tokenizable says that
 // it gives the same ids: for a single prompt without truncation.
 func (r *renderer) render(ctx context.Context, model, path string, body []byte, tokenizable bool) ([]EncodedPrompt, error) {
-	base, ok := r.endpoint(model)
-	if !ok {
-		return nil, errNoEndpoint
-	}
 	if !r.slots.TryAcquire(1) {
 		return nil, errBusy
 	}
 	defer r.slots.Release(1)
-	base = strings.TrimSuffix(base, "/")
+	for range choices {
+		base, ok := r.endpoint(model)
+		if !ok {
+			return nil, errNoEndpoint
+		}
+		base = strings.TrimSuffix(base, "/")
+		prompts, err := r.breaker(base + path + "/render").Execute(func() ([]EncodedPrompt, error) {
+			return r.ask(ctx, base, path, body, tokenizable)
+		})
+		if !errors.Is(err, gobreaker.ErrOpenState) && !errors.Is(err, gobreaker.ErrTooManyRequests) {
+			return prompts, err
+		}
+	}
+	return nil, errSpared
+}
+
+// statusError is an answer other than 200.
+type statusError struct {
+	base string
+	code int
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%s: render: status %d", e.base, e.code) }
+
+// ask is one call to one engine.
+func (r *renderer) ask(ctx context.Context, base, path string, body []byte, tokenizable bool) ([]EncodedPrompt, error) {
 	answer, status, err := r.post(ctx, base+path+"/render", body)
 	if err == nil && status == http.StatusNotFound && tokenizable {
 		answer, status, err = r.post(ctx, base+"/tokenize", body)
@@ -63,7 +139,7 @@ func (r *renderer) render(ctx context.Context, model, path string, body []byte, 
 		return nil, err
 	}
 	if status != http.StatusOK {
-		return nil, fmt.Errorf("%s: render: status %d", base, status)
+		return nil, &statusError{base, status}
 	}
 	prompts, err := readRendered(answer)
 	if err != nil {

@@ -96,6 +96,10 @@ const (
 	RemoteEmbeds Remote = "embeds"
 	// RemoteTokenizerMode: vLLM has a renderer of its own for the model.
 	RemoteTokenizerMode Remote = "tokenizer_mode" //nolint:gosec // no credential
+	// RemoteResponses: a body in the shape of OpenAI's Responses.
+	RemoteResponses Remote = "responses"
+	// RemoteMessages: a body in the shape of Anthropic's Messages.
+	RemoteMessages Remote = "messages"
 	// RemoteLoading: the tokenizer is not loaded yet.
 	RemoteLoading Remote = "loading"
 	// RemoteNoTokenizer: the model has no tokenizer folder, or this build no

@@ -147,12 +147,17 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
+	tls, err := cfg.Discovery.TLS.ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("discovery: tls.ca_file: %w", err)
+	}
 	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
 		Endpoint: s.renderer,
 		APIKey:   apiKey,
 		Fetch:    fetch,
+		TLS:      tls,
 	})
 	if err != nil {
 		return nil, err
