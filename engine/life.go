@@ -115,7 +115,10 @@ func (s *Server) serveRestart(w http.ResponseWriter, _ *http.Request) {
 // serveReset forgets what is cached, unless requests hold memory. Who follows
 // the KV events is told with the next step.
 func (s *Server) serveReset(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]bool{"success": s.life.Load().loop.resetCache()})
+	l := s.life.Load()
+	done := l.loop.resetCache()
+	l.metrics.resets.Inc()
+	writeJSON(w, http.StatusOK, map[string]bool{"success": done})
 }
 
 // EventAddresses are where KV events are published and repeated, with the real

@@ -24,6 +24,9 @@ type metrics struct {
 	cachedDevice, cachedExternal                 prometheus.Counter // cachedTokens by source
 	generationTokens                             prometheus.Counter
 	success                                      *prometheus.CounterVec
+	// resets are of the web layer's counters of all calls the one that tells
+	// that the cache was emptied.
+	resets prometheus.Counter
 
 	iterationTokens, promptLength, answerLength prometheus.Observer
 	ttft, interToken, perToken, latency         prometheus.Observer
@@ -116,6 +119,11 @@ func newMetrics(cfg *Config, started time.Time) *metrics {
 		}, []string{"finished_reason"}),
 	}
 	own.MustRegister(m.success)
+	m.resets = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "http_requests_total", Help: "Total number of requests by method, status and handler.",
+		ConstLabels: prometheus.Labels{"handler": "/reset_prefix_cache", "method": "POST", "status": "2xx"},
+	})
+	reg.MustRegister(m.resets)
 	for _, r := range []string{"stop", "length", "abort", "error", "repetition"} {
 		m.success.WithLabelValues(r)
 	}
