@@ -48,6 +48,10 @@ type fleet struct {
 	next       int
 	// skew changes the ids as the engines see them.
 	skew func(ids []uint32) []uint32
+	// blind: the engines look up nothing in their caches.
+	blind bool
+	// bySource: they count found tokens by source, too.
+	bySource bool
 }
 
 func newFleet(t *testing.T, n int, sources func(f *fleet) []Source, finders ...Finder) *fleet {
@@ -211,8 +215,13 @@ func (f *fleet) compute(id scoring.EndpointID, p *scoring.Prompt) {
 	ids := f.skew(p.Sequences[0].TokenIDs)
 	found := leading(at.blocks, ids[:len(ids)-1], engineBlock)
 	at.reading.PromptTokens += uint64(len(ids))
-	at.reading.PrefixQueries += uint64(len(ids))
-	at.reading.PrefixHits += uint64(found)
+	if !f.blind {
+		at.reading.PrefixQueries += uint64(len(ids))
+		at.reading.PrefixHits += uint64(found)
+	}
+	if f.bySource {
+		at.reading.CachedBySource = map[string]uint64{"device": at.reading.PrefixHits}
+	}
 	for _, h := range chain(ids, engineBlock) {
 		at.ever[h] = true
 		if !at.blocks[h] {
@@ -252,8 +261,8 @@ func (f *fleet) pass(d time.Duration) {
 
 // traffic serves 100 prompts: conversations that grow turn by turn.
 func (f *fleet) traffic(conversations int) {
-	for i := range 100 {
-		turn := (f.next+i)/conversations + 1
+	for range 100 {
+		turn := f.next/conversations + 1
 		f.serve(promptOf(f.next%conversations, 600+turn*300))
 		f.pass(200 * time.Millisecond)
 	}

@@ -248,19 +248,25 @@ func (c *Checker) judgeLocked(w *watched, now *window, r *counters.Reading) {
 		return // The engine tells nothing to compare with.
 	}
 	memory := len(c.sources)
-	wrong := func(s int) scoring.Tokens { return max(0, now.said[s]-now.counted) }
+	// An engine with ranks finds a prefix only in the rank that has it.
+	ranks := scoring.Tokens(max(1, r.Ranks))
+	wrong := func(s int) scoring.Tokens { return max(0, now.said[s]/ranks-now.counted) }
 	best := now.used
 	for s := range w.trials {
 		best = max(best, now.said[s])
-		over := wrong(s) > now.slack(now.said[s])
+		over := wrong(s) > now.slack(now.said[s]/ranks)
 		if s != memory {
 			// What memory is no better at is no reason to leave a source out.
 			over = over && wrong(memory)*2 < wrong(s)
 		}
 		w.trials[s].over.add(over)
 	}
+	if !c.reportedLocked(w) {
+		// Nobody told of the answers, which engines find in the next turn.
+		best = now.prompt
+	}
 	h := &w.hits
-	found := c.suspect(now, best, r)
+	found := suspect(now, best, r)
 	if found != h.suspicion {
 		h.suspicion, h.suspected = found, 0
 	}
@@ -269,9 +275,20 @@ func (c *Checker) judgeLocked(w *watched, now *window, r *counters.Reading) {
 	}
 }
 
+// reportedLocked reports whether a source counts that tells of all that the
+// engine holds, not of prompts alone. Caller must hold watched.mu.
+func (c *Checker) reportedLocked(w *watched) bool {
+	for s := range c.sources {
+		if !c.sources[s].Keyed && w.gates[s].known.Load() && !w.gates[s].out.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // suspect is what a window says of the endpoint as a whole. best is the most
 // that anybody said to be cached.
-func (c *Checker) suspect(now *window, best scoring.Tokens, r *counters.Reading) kind {
+func suspect(now *window, best scoring.Tokens, r *counters.Reading) kind {
 	switch {
 	case r.PrefixCaching == counters.SwitchOff, !now.asked && now.engine > 0 && now.prompt > now.uncached:
 		return kindOff
@@ -279,7 +296,7 @@ func (c *Checker) suspect(now *window, best scoring.Tokens, r *counters.Reading)
 		// Whose tokens the engine counted is not known.
 		return kindNone
 	}
-	unsure := now.unsure + now.guessed
+	unsure, ranks := now.unsure+now.guessed, scoring.Tokens(max(1, r.Ranks))
 	switch {
 	case now.engine > now.prompt+now.prompt/4+unsure:
 		return kindBypass
@@ -289,7 +306,7 @@ func (c *Checker) suspect(now *window, best scoring.Tokens, r *counters.Reading)
 		return kindShorter
 	case now.counted > best+now.copies+unsure && now.counted-best-now.copies-unsure > now.slack(now.counted):
 		return kindUnder
-	case now.used > now.counted+unsure && now.used-now.counted-unsure > now.slack(now.used):
+	case now.used/ranks > now.counted+unsure && now.used/ranks-now.counted-unsure > now.slack(now.used/ranks):
 		return kindOver
 	}
 	return kindNone

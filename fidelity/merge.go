@@ -15,19 +15,22 @@ import (
 // Its own cost is linear in endpoints, sequences and sources; it takes no lock.
 func (c *Checker) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scoring.Match {
 	rows := make([][]scoring.Match, len(endpoints))
-	fleet := *c.fleet.Load()
+	fleet, known := *c.fleet.Load(), make([]*watched, len(endpoints))
+	for i := range endpoints {
+		known[i] = fleet[endpoints[i].ID]
+	}
 	said := newClaims(len(endpoints), len(p.Sequences), len(c.sources)+1)
 	for s := range c.sources {
 		source := &c.sources[s]
 		for i, row := range source.Index.Match(p, endpoints) {
-			w := fleet[endpoints[i].ID]
+			w := known[i]
 			w.noteKnown(s, row != nil)
 			if row == nil {
 				continue
 			}
 			used := !w.leftOut(s)
 			for q := range row {
-				said.add(i, q, scoring.Claim{Source: source.Name, Cached: row[q].Cached, Used: used})
+				*said.next(i, q) = scoring.Claim{Source: source.Name, Cached: row[q].Cached, Used: used}
 			}
 			if used {
 				rows[i] = merge(rows[i], row, source.Name)
@@ -56,7 +59,7 @@ func (c *Checker) remember(rows [][]scoring.Match, p *scoring.Prompt, endpoints 
 	for i, row := range c.memory.Index.Match(p, unknown) {
 		for q := range row {
 			row[q].Source = c.memory.Name
-			said.add(at[i], q, scoring.Claim{Source: c.memory.Name, Cached: row[q].Cached, Used: true})
+			*said.next(at[i], q) = scoring.Claim{Source: c.memory.Name, Cached: row[q].Cached, Used: true}
 		}
 		rows[at[i]] = row
 	}
@@ -72,16 +75,15 @@ func merge(row, next []scoring.Match, source string) []scoring.Match {
 		return next
 	}
 	for q := range row {
-		row[q] = goOn(row[q], next[q], source)
+		if next[q].Cached > row[q].Cached {
+			row[q] = goOn(row[q], next[q], source)
+		}
 	}
 	return row
 }
 
-// goOn is m, and from its end on what next holds.
+// goOn is m, and from its end on what next holds, which is more.
 func goOn(m, next scoring.Match, source string) scoring.Match {
-	if next.Cached <= m.Cached {
-		return m
-	}
 	spans := slices.Clip(m.Spans)
 	for _, s := range next.Spans {
 		if s.End > m.Cached {
@@ -105,10 +107,11 @@ func newClaims(endpoints, sequences, most int) claims {
 	return claims{make([]scoring.Claim, n*most), make([]uint8, n), sequences, most}
 }
 
-func (c claims) add(endpoint, sequence int, claim scoring.Claim) {
+// next is room for one more claim.
+func (c claims) next(endpoint, sequence int) *scoring.Claim {
 	at := endpoint*c.sequences + sequence
-	c.all[at*c.most+int(c.count[at])] = claim
 	c.count[at]++
+	return &c.all[at*c.most+int(c.count[at])-1]
 }
 
 // put hands the claims to the matches they are about.

@@ -92,7 +92,7 @@ func TestLongestKeepsTheFasterPlace(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := goOn(tt.first, tt.next, "")
+			got := merge([]scoring.Match{tt.first}, []scoring.Match{tt.next}, "")[0]
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}

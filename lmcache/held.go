@@ -29,15 +29,18 @@ func (s *Source) Held(id scoring.EndpointID) int {
 	return max(0, fewest)
 }
 
-// Grain is the number of tokens of one chunk of the endpoint, as configured; 0
-// where it is not known. Safe for concurrent use.
+// Grain is the number of tokens of one chunk of the endpoint, as found out or
+// configured; 0 where it is not known. Safe for concurrent use.
 func (s *Source) Grain(id scoring.EndpointID) scoring.Tokens {
-	endpoints := s.current().endpoints
-	i := slices.IndexFunc(endpoints, func(e scoring.Endpoint) bool { return e.ID == id })
+	v := s.current()
+	i := slices.IndexFunc(v.endpoints, func(e scoring.Endpoint) bool { return e.ID == id })
 	if i < 0 {
 		return 0
 	}
-	h := s.keys.of(endpoints[i], "")
+	h := (*s.adopted.Load())[v.Instances[id]]
+	if h == nil {
+		h = s.keys.of(v.endpoints[i], "")
+	}
 	if h == nil {
 		return 0
 	}

@@ -29,6 +29,24 @@ func decision(id string) *scoring.Decision {
 	}
 }
 
+// Of several prompts the sources' words are added up, each source by itself.
+func TestJournalRecordsWhoSaidWhat(t *testing.T) {
+	j := newJournal(10, 1)
+	d := decision("x")
+	d.Candidates[1].Matches = []scoring.Match{
+		{Cached: 2, Source: "lmcache", Claims: []scoring.Claim{{Source: "events", Cached: 50}, {Source: "lmcache", Cached: 2, Used: true}}},
+		{Cached: 9, Source: "routed", Claims: []scoring.Claim{{Source: "events", Cached: 1}, {Source: "routed", Cached: 9, Used: true}}},
+	}
+	j.Decided(d)
+	got := j.find("x").GetCandidates()[1]
+	want := &firsttokenv1.Candidate{Source: "routed", Claims: []*firsttokenv1.Claim{
+		{Source: "events", CachedTokens: 51}, {Source: "lmcache", CachedTokens: 2, Used: true}, {Source: "routed", CachedTokens: 9, Used: true},
+	}}
+	if diff := cmp.Diff(want, &firsttokenv1.Candidate{Source: got.GetSource(), Claims: got.GetClaims()}, protocmp.Transform()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestJournalRecordsWhatWasWeighedAndWhatBecame(t *testing.T) {
 	j := newJournal(10, 1)
 	d := decision("x")
