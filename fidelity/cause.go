@@ -209,8 +209,8 @@ func (c *Checker) explainLocked(w *watched, n news, s int) *Finding {
 }
 
 // fixIDs is what to look at where our token ids are not the engine's.
-const fixIDs = "make token ids equal: the engine's tokenizer and revision in prompt.models[].tokenizer, its --chat-template in prompt.models[].chat_template, " +
-	"the same time zone (TZ) for engine and firsttoken where the template writes the date; POST /tokenize on the engine shows its ids"
+const fixIDs = "make token ids equal: prompt.models[].tokenizer is the engine's tokenizer and revision, chat_template its --chat-template, " +
+	"time_zone the engine's TZ where the template writes the date; firsttoken encode prints our ids, POST /tokenize on the engine its own"
 
 // prefer takes what somebody else found out about the source, or about our token
 // ids, in place of what is inferred.
@@ -286,7 +286,7 @@ func (h *hits) finding() *Finding {
 			Fix:   "let the engine publish KV events; if it does, " + fixIDs,
 		}
 	case kindOver:
-		causes := []string{"the engine's cache is smaller than we believe: set memory.capacity_tokens to num_gpu_blocks times block_size and the host tier", "or other traffic evicts it"}
+		causes := []string{"the engine's cache is smaller than we believe: set memory.capacity_tokens to num_gpu_blocks times block_size and memory.host_tokens to its host tier", "or other traffic evicts it"}
 		if l.particular*4 > l.prompt {
 			causes = append(causes, "or blocks with a cache_salt or of a LoRA adapter are not shared")
 		}

@@ -51,7 +51,7 @@ func TestFaultsAreNoticed(t *testing.T) {
 			name:    "other ids in the engine",
 			sources: func(f *fleet) []Source { return []Source{f.events("")} },
 			set:     func(f *fleet) { f.otherDate() },
-			source:  "events", used: "routed", fault: "other token ids than ours", fix: "time zone",
+			source:  "events", used: "routed", fault: "other token ids than ours", fix: "time_zone",
 		},
 		{
 			name:    "other ids, found out by somebody",

@@ -1,6 +1,7 @@
 package fidelity
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,7 @@ func TestEnginesCountsAreCompared(t *testing.T) {
 		{
 			name: "the engine's prompts are longer",
 			set: func(f *fleet) {
-				f.skew = func(ids []uint32) []uint32 { return append(ids[:len(ids):len(ids)], ids[:len(ids)/10]...) }
+				f.skew = func(ids []uint32) []uint32 { return append(slices.Clip(ids), ids[:len(ids)/10]...) }
 			},
 			fault: "not as long as ours", fix: "chat_template",
 		},

@@ -9,7 +9,9 @@ import (
 func TestSourceHeldAndGrain(t *testing.T) {
 	cfg := smallChunks()
 	f := newFleet(t, cfg)
-	f.SetEndpoints([]scoring.Endpoint{endpoint(1, "a 10.0.0.1:8000"), endpoint(2, "b 10.0.0.2:8000"), endpoint(3, "c 10.0.0.3:8000 group=none")})
+	stranger := endpoint(3, "c 10.0.0.3:8000")
+	stranger.Cache.Group = "none"
+	f.SetEndpoints([]scoring.Endpoint{endpoint(1, "a 10.0.0.1:8000"), endpoint(2, "b 10.0.0.2:8000"), stranger})
 	f.roster.set(instance("x 10.0.0.1 9000 1"))
 	f.store(t, cfg.Keys, "x", cpu, 12)
 	f.store(t, cfg.Keys, "x", disk, 8)

@@ -50,7 +50,7 @@ func (s *service) check() *fidelity.Checker {
 	}
 	memory := fidelity.Source{
 		Name: routed.Location, Index: s.memory,
-		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine holds, num_gpu_blocks times block_size and its host tier"},
+		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},
 	}
 	return fidelity.New(sources, memory, fidelity.Options{
 		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing}, Now: time.Now, Log: s.log,
@@ -66,7 +66,7 @@ func (s *service) eventsSource() fidelity.Source {
 			Silent: `start the engine with --kv-events-config '{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5557"}' and prefix caching, and let endpoints[].kv_events name that port and topic`,
 			Stale:  "see that the engine's event port (endpoints[].kv_events.endpoint) can be reached from here, and kv_events in /status; if it can, restart the engine",
 			Empty:  "see kv_events in /status: blocks that were all cleared or removed; start the engine with prefix caching",
-			Gone:   "the engine tells of blocks stored but not of those removed, or its cache is smaller: set endpoints[].kv_events.capacity to what each tier holds",
+			Gone:   "the engine tells of blocks stored but not of those removed, or its cache is smaller: set endpoints[].kv_events.capacity_tokens to what each tier holds",
 		},
 	}
 }
@@ -79,9 +79,9 @@ func (s *service) lmcacheSource() fidelity.Source {
 		Fixes: fidelity.Fixes{
 			Silent: "start the engine with LMCache's controller reports on (enable_controller: true, controller_pull_url and controller_reply_url at firsttoken's lmcache.controller addresses), and name its instance in endpoints[].lmcache",
 			Stale:  "restart the engine: an LMCache worker that lost its controller does not report again without a heartbeat (lmcache_worker_heartbeat_time)",
-			Empty:  "see that LMCache stores at all: local_cpu: true with max_local_cpu_size above 0, kv_role kv_both, save_decode_cache does not matter",
-			Keys: "set lmcache.keys (or the endpoint's lmcache.groups) to the engine's own: chunk_size, algorithm (LMCache's pre_caching_hash_algorithm), lmcache_version, python_version, " +
-				"and PYTHONHASHSEED to the same number on every engine and in none_hash (seed:0); builtin without PYTHONHASHSEED cannot be matched at all",
+			Empty:  "see that LMCache stores at all: local_cpu: true with max_local_cpu_size above 0, and the connector with kv_role kv_both",
+			Keys: "make lmcache.keys (or the endpoint's lmcache.groups) what the engine runs with: chunk_size, algorithm (LMCache's pre_caching_hash_algorithm), " +
+				"lmcache_version, vllm_version, python_version, and pythonhashseed, with PYTHONHASHSEED=0 in every engine's environment; builtin without PYTHONHASHSEED cannot be matched at all",
 			Gone: "LMCache tells of chunks that the engine does not load: see the engine's log for LMCache errors, and that it has the connector with kv_role kv_both",
 		},
 	}
