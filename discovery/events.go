@@ -37,8 +37,8 @@ type KVEventsEntry struct {
 // CapacityTokens is how many tokens each tier of an engine's cache holds. Past
 // it the blocks longest not announced are forgotten. Guess high.
 type CapacityTokens struct {
-	// GPU is the engine's own cache, num_gpu_blocks times block_size. 0: no
-	// bound; vLLM tells of every block that it removes.
+	// GPU is the engine's own cache, num_gpu_blocks times block_size. 0: what
+	// its counters tell, where they are read; vLLM tells of what it removes.
 	GPU scoring.Tokens `yaml:"gpu"`
 	// CPU is host memory, of vLLM's or LMCache's offloading. 0: 2,000,000.
 	CPU scoring.Tokens `yaml:"cpu"`

@@ -90,11 +90,18 @@ func (ix *index) match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 	return rows
 }
 
+// setRoom tells what all ranks of an endpoint hold on the GPU together.
+func (ix *index) setRoom(id scoring.EndpointID, gpu scoring.Tokens) {
+	for _, v := range ix.of(id) {
+		v.mu.Lock()
+		v.room = gpu
+		v.mu.Unlock()
+	}
+}
+
 // progress is that of an endpoint; nil where it publishes nothing.
 func (ix *index) progress(id scoring.EndpointID) *progress {
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	if views := ix.endpoints[id]; len(views) > 0 {
+	if views := ix.of(id); len(views) > 0 {
 		return views[0].progress
 	}
 	return nil

@@ -546,6 +546,95 @@ func TestCapacity(t *testing.T) {
 	e.holds(prompt(4, 0, 400), 400)
 }
 
+// An engine that says how much it holds is believed no more, on each rank and in
+// each group; removals that are told are not guessed. A capacity that is
+// configured goes before what it says.
+func TestCapacityOfTheEngine(t *testing.T) {
+	a, b, c := prompt(1, 0, 16), prompt(2, 0, 16), prompt(3, 0, 16)
+	gpu := say{}
+	storeOnly := func(e *engine) []string { return e.v.status().StoreOnly }
+	t.Run("store only", func(t *testing.T) {
+		e := newEngine(t, scoring.TierCapacity{})
+		e.tell(gpu.stored(a, 0), gpu.stored(b, 0), gpu.stored(c, 0))
+		e.holds(a, 16)
+		e.ix.setRoom(1, 40)
+		e.holds(a, 16) // Until the next event.
+		e.tell(gpu.stored(c, 0))
+		e.holds(a, 0)
+		e.holds(c, 16)
+		st := e.v.status()
+		if st.Tokens["gpu"] != 40 || st.Counts.Aged != 2 || !slices.Equal(st.StoreOnly, []string{"gpu"}) {
+			t.Errorf("%+v", st)
+		}
+		e.ix.setRoom(1, 0)
+		e.tell(gpu.stored(a, 0), gpu.stored(b, 0))
+		e.holds(a, 16)
+	})
+	t.Run("removals are told", func(t *testing.T) {
+		e := newEngine(t, scoring.TierCapacity{})
+		e.ix.setRoom(1, 32)
+		e.tell(gpu.stored(a, 0), gpu.stored(b, 0))
+		e.tell(gpu.removed(a, 0), gpu.stored(c, 0))
+		e.holds(b, 16)
+		e.holds(c, 16)
+		if st := e.v.status(); st.Counts.Aged != 0 || st.StoreOnly != nil {
+			t.Errorf("%+v", st)
+		}
+		// One was lost on the way.
+		e.tell(gpu.removed(b, 4), gpu.stored(prompt(4, 0, 16), 0))
+		if st := e.v.status(); st.Counts.Aged != 1 || st.StoreOnly != nil {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("groups of larger blocks", func(t *testing.T) {
+		// 8 blocks: of 4 tokens each here, of 8 there.
+		e := newEngine(t, scoring.TierCapacity{})
+		e.ix.setRoom(1, 32)
+		long := prompt(5, 0, 64)
+		e.tell(gpu.stored(long[:32], 0), say{group: 1, size: 8}.stored(long, 0))
+		e.holds(long, 32)
+		if st := e.v.status(); st.Counts.Aged != 0 {
+			t.Errorf("%+v", st)
+		}
+		e.tell(gpu.stored(a, 0))
+		e.holds(long, 0)
+	})
+	t.Run("other media", func(t *testing.T) {
+		e := newEngine(t, scoring.TierCapacity{CPU: 16})
+		e.ix.setRoom(1, 16)
+		cpu, storage := say{medium: "cpu"}, say{medium: "storage"}
+		e.tell(storage.stored(a, 0), storage.stored(b, 0), cpu.stored(a, 0), cpu.stored(b, 0))
+		e.holds(b, 16)
+		if got := storeOnly(e); !slices.Equal(got, []string{"cpu"}) {
+			t.Errorf("store only: %v", got)
+		}
+	})
+	t.Run("configured", func(t *testing.T) {
+		e := newEngine(t, scoring.TierCapacity{GPU: 32})
+		e.ix.setRoom(1, 16)
+		e.tell(gpu.stored(a, 0), gpu.stored(b, 0))
+		e.holds(a, 16)
+	})
+}
+
+// An endpoint was heard when any of its ranks was.
+func TestHeard(t *testing.T) {
+	ix := newIndex(DefaultConfig())
+	views := ix.open(1, feed(2))
+	s := &Subscriber{index: ix}
+	if at := s.Heard(1); !at.IsZero() {
+		t.Errorf("heard at %s of an engine that told nothing", at)
+	}
+	views[1].apply(&batch{}, now.Add(time.Second), true)
+	views[0].apply(&batch{}, now, true)
+	if at := s.Heard(1); !at.Equal(now.Add(time.Second)) {
+		t.Errorf("heard at %s", at)
+	}
+	if at := s.Heard(2); !at.IsZero() {
+		t.Errorf("heard at %s of nobody", at)
+	}
+}
+
 func TestMaxBlocks(t *testing.T) {
 	ix := newIndex(Config{MaxBlocks: 10})
 	first, second := ix.open(1, feed(1))[0], ix.open(2, feed(2))

@@ -12,7 +12,7 @@ type Metrics struct {
 	subscriber *Subscriber
 
 	batches, events, badFrames, gaps, restarts, replays, cleared *prometheus.Desc
-	blocks, tokens, unmatched, age, strays                       *prometheus.Desc
+	blocks, tokens, unmatched, age, strays, aged, storeOnly      *prometheus.Desc
 }
 
 // NewMetrics makes the metrics of s and registers them with reg.
@@ -32,6 +32,8 @@ func NewMetrics(reg prometheus.Registerer, s *Subscriber) *Metrics {
 		blocks:     desc("blocks", "Blocks that the engine holds, by medium.", "endpoint", "medium"),
 		tokens:     desc("tokens", "Tokens in them.", "endpoint", "medium"),
 		unmatched:  desc("unmatched_blocks", "Blocks that no prompt is compared with: their tokens are not known, or they hold an image, embeddings, or what an adapter without a name computed.", "endpoint"),
+		aged:       desc("aged_blocks_total", "Blocks forgotten because their medium is full, though the engine did not tell that they are gone.", "endpoint"),
+		storeOnly:  desc("store_only", "1 for a medium of which the engine tells what it stores and never what it removes.", "endpoint", "medium"),
 		age:        desc("last_batch_age_seconds", "Time since the engine's last message; -1 before the first. An engine without work is silent.", "endpoint"),
 		strays:     desc("stray_messages_total", "Messages under a topic that is no endpoint's."),
 	}
@@ -42,7 +44,7 @@ func NewMetrics(reg prometheus.Registerer, s *Subscriber) *Metrics {
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		m.batches, m.events, m.badFrames, m.gaps, m.restarts, m.replays, m.cleared, m.blocks, m.tokens, m.unmatched, m.age, m.strays,
+		m.batches, m.events, m.badFrames, m.gaps, m.restarts, m.replays, m.cleared, m.blocks, m.tokens, m.unmatched, m.age, m.strays, m.aged, m.storeOnly,
 	} {
 		ch <- d
 	}
@@ -74,6 +76,7 @@ func (m *Metrics) collect(ch chan<- prometheus.Metric, endpoint string, ranks []
 		sum            Counts
 		events, causes = make(map[string]uint64), make(map[string]uint64)
 		blocks, tokens = make(map[string]float64), make(map[string]float64)
+		storeOnly      = make(map[string]bool)
 		unmatched      int
 		last           time.Time
 	)
@@ -84,6 +87,10 @@ func (m *Metrics) collect(ch chan<- prometheus.Metric, endpoint string, ranks []
 		sum.Restarts += r.Counts.Restarts
 		sum.Replays += r.Counts.Replays
 		sum.FailedReplays += r.Counts.FailedReplays
+		sum.Aged += r.Counts.Aged
+		for _, medium := range r.StoreOnly {
+			storeOnly[medium] = true
+		}
 		unmatched += r.Unmatched
 		for kind, n := range r.Counts.Events {
 			events[kind] += n
@@ -115,6 +122,10 @@ func (m *Metrics) collect(ch chan<- prometheus.Metric, endpoint string, ranks []
 		gauge(m.blocks, n, medium)
 		gauge(m.tokens, tokens[medium], medium)
 	}
+	for medium := range storeOnly {
+		gauge(m.storeOnly, 1, medium)
+	}
+	counter(m.aged, sum.Aged)
 	gauge(m.unmatched, float64(unmatched))
 	age := -1.0
 	if !last.IsZero() {

@@ -23,7 +23,15 @@ type shelf struct {
 	matched int
 	// tokens are held over all blocks; capacity bounds them, 0: not at all.
 	tokens, capacity scoring.Tokens
+	// removed and aged count the blocks that the engine took back, and those that
+	// were forgotten because the medium is full.
+	removed, aged uint64
 }
+
+// storeOnly: the engine tells what it stores there and not what it removes. An
+// engine makes room before it stores, so one that does tell fills no medium past
+// its capacity.
+func (s *shelf) storeOnly() bool { return s.aged > 0 && s.removed == 0 }
 
 // reach says which blocks of a prompt a group of layers needs.
 type reach uint8
@@ -147,6 +155,7 @@ func (s *shelf) release(hash uint64) bool {
 		return false
 	}
 	s.forget(b)
+	s.removed++
 	return true
 }
 

@@ -2,6 +2,7 @@ package kvevents
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/firsttoken/firsttoken/scoring"
@@ -26,7 +27,11 @@ type Status struct {
 	Blocks    map[string]int            `json:"blocks"`
 	Tokens    map[string]scoring.Tokens `json:"tokens"`
 	Unmatched int                       `json:"unmatched_blocks"`
-	Counts    Counts                    `json:"counts"`
+	// StoreOnly are the media of which the engine tells what it stores and never
+	// what it removes: its oldest blocks there are taken to be gone once the medium
+	// is full. Empty where removals are told, or nothing was full yet.
+	StoreOnly []string `json:"store_only,omitempty"`
+	Counts    Counts   `json:"counts"`
 }
 
 // Counts are totals since the endpoint is followed.
@@ -44,6 +49,9 @@ type Counts struct {
 	// Cleared is how often all that was known was forgotten, by reason:
 	// restart, gap (that no replay filled), bad_frame.
 	Cleared map[string]uint64 `json:"cleared"`
+	// Aged are blocks forgotten because their medium is full, though the engine did
+	// not tell that they are gone.
+	Aged uint64 `json:"aged_blocks"`
 	// Prefills are requests whose prompt the events told to be computed.
 	Prefills uint64 `json:"prefills"`
 	// Ignored are events of media and groups past what is followed.
@@ -81,7 +89,7 @@ func (v *view) status() Status {
 		Known: v.known, Blocks: make(map[string]int), Tokens: make(map[string]scoring.Tokens),
 		Counts: Counts{
 			Batches: a.batches, Events: make(map[string]uint64), BadFrames: a.badFrames, Gaps: a.gaps, Restarts: a.restarts,
-			Replays: a.replays, FailedReplays: a.failed, Cleared: maps.Clone(a.cleared), Ignored: a.ignored, Prefills: a.prefills,
+			Replays: a.replays, FailedReplays: a.failed, Cleared: maps.Clone(a.cleared), Ignored: a.ignored, Aged: a.aged, Prefills: a.prefills,
 		},
 	}
 	if !a.lastBatch.IsZero() {
@@ -97,6 +105,9 @@ func (v *view) status() Status {
 		row.Blocks[s.medium] += len(s.blocks)
 		row.Tokens[s.medium] += s.tokens
 		row.Unmatched += len(s.blocks) - s.matched
+		if s.storeOnly() && !slices.Contains(row.StoreOnly, s.medium) {
+			row.StoreOnly = append(row.StoreOnly, s.medium)
+		}
 	}
 	return row
 }

@@ -29,6 +29,10 @@ type view struct {
 	// shelves are in order of their tier, the fastest first. At most maxShelves.
 	shelves []*shelf
 	account account
+	// room is how many tokens the engine says that all its ranks hold on the GPU;
+	// 0: it does not. smallest is the size of the smallest block told of there.
+	room     scoring.Tokens
+	smallest int
 
 	// run are the hashes of the blocks of the event that was stored last, if a
 	// prefill's progress can be read from it; the writer's.
@@ -47,6 +51,7 @@ type account struct {
 	replays   uint64
 	failed    uint64 // replays
 	prefills  uint64
+	aged      uint64 // blocks
 	cleared   map[string]uint64
 }
 
@@ -208,6 +213,9 @@ func (v *view) store(e *event) {
 	if e.spec != "" {
 		s.reach, s.window = reachOf(e.spec, e.window)
 	}
+	if s.medium == mediumGPU && e.blockSize > 0 && (v.smallest == 0 || e.blockSize < v.smallest) {
+		v.smallest = e.blockSize
+	}
 	at := v.beginLocked(s, e)
 	full := s == v.fullLocked()
 	for i, hash := range e.hashes {
@@ -292,7 +300,13 @@ func (v *view) storeLocked(s *shelf, e *event, i int, hash uint64, at *place) *b
 	if added {
 		v.total.Add(1)
 	}
-	for s.capacity > 0 && s.tokens > s.capacity || v.total.Load() > v.most && s.oldest != nil {
+	for v.fullShelfLocked(s) {
+		s.forget(s.oldest)
+		s.aged++
+		v.account.aged++
+		v.total.Add(-1)
+	}
+	for v.total.Load() > v.most && s.oldest != nil {
 		s.forget(s.oldest)
 		v.total.Add(-1)
 	}
@@ -305,6 +319,19 @@ func (l *layout) extendChain(chain uint64, tokens []uint32) uint64 {
 		chain = scoring.ChainBlock(chain, tokens[begin:begin+l.grain])
 	}
 	return chain
+}
+
+// fullShelfLocked: the shelf has more than the medium can hold. The capacity that
+// an engine tells of is in blocks, really, which all groups share; whose blocks
+// are larger holds more tokens in as many. Caller must hold v.mu.
+func (v *view) fullShelfLocked(s *shelf) bool {
+	switch {
+	case s.oldest == nil:
+		return false
+	case s.capacity > 0:
+		return s.tokens > s.capacity
+	}
+	return s.medium == mediumGPU && v.room > 0 && v.smallest > 0 && len(s.blocks) > int(v.room)/v.smallest
 }
 
 // moveOn moves the place behind block i of the event.

@@ -142,7 +142,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, err
 	}
-	s.readCounters(registry, s.checker.Counted, s.memory.Observe)
+	s.readCounters(registry, s.checker.Counted, s.memory.Observe, s.capacity)
 	fetch, err := fetchTokenizer()
 	if err != nil {
 		return nil, err
