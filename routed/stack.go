@@ -1,7 +1,5 @@
 package routed
 
-import "container/list"
-
 // The tiers of a stack, the newest blocks in the first. What is doubted is not
 // believed to be held any more, but remembered to see whether it was after all.
 const (
@@ -15,49 +13,64 @@ const (
 // into tiers by rank: the first so many are in the first tier, the next in the
 // second, and what falls out of the last is forgotten. The owner serialises the
 // calls.
+//
+// Each decision puts hundreds of blocks on top, so moving one allocates nothing,
+// and the garbage collector finds no pointers in it.
 type stack struct {
-	room   [tiers]int // blocks
-	order  [tiers]list.List
-	blocks map[uint64]*list.Element // of *entry
+	room  [tiers]int // blocks
+	order [tiers]row
+	// entries grows to the sum of room and one; 0 is no entry.
+	entries []entry
+	unused  uint32            // the first entry that holds no block, linked by below
+	blocks  map[uint64]uint32 // the entry of each block
+}
+
+// row is the entries of a tier.
+type row struct {
+	top, bottom uint32
+	len         int
 }
 
 type entry struct {
-	hash uint64
-	tier int
+	hash         uint64
+	above, below uint32
+	tier         uint8
 	// computed: the first token of a prompt with this block was seen.
 	computed bool
 }
 
-func newStack() *stack { return &stack{blocks: make(map[uint64]*list.Element)} }
+func newStack() *stack {
+	return &stack{entries: make([]entry, 1), blocks: make(map[uint64]uint32)}
+}
 
 // put puts a block on top. Once computed it stays that.
 func (s *stack) put(hash uint64, computed bool) {
-	if e := s.blocks[hash]; e != nil {
-		b := e.Value.(*entry)
-		b.computed = b.computed || computed
-		if b.tier == onGPU {
-			s.order[onGPU].MoveToFront(e)
-			return
-		}
-		s.order[b.tier].Remove(e)
-		b.tier = onGPU
-		s.blocks[hash] = s.order[onGPU].PushFront(b)
+	id, found := s.blocks[hash]
+	if !found {
+		id = s.take()
+		s.entries[id] = entry{hash: hash, computed: computed}
+		s.blocks[hash] = id
 	} else {
-		s.blocks[hash] = s.order[onGPU].PushFront(&entry{hash: hash, computed: computed})
+		s.entries[id].computed = s.entries[id].computed || computed
+		s.leave(id)
 	}
+	s.join(id, onGPU, true)
 	s.sink()
 }
 
 // sink moves what is too much for a tier to the top of the next.
 func (s *stack) sink() {
 	for t := range tiers {
-		for s.order[t].Len() > s.room[t] {
-			b := s.order[t].Remove(s.order[t].Back()).(*entry)
-			if b.tier++; b.tier == tiers {
-				delete(s.blocks, b.hash)
+		for s.order[t].len > s.room[t] {
+			id := s.order[t].bottom
+			s.leave(id)
+			if t+1 == tiers {
+				delete(s.blocks, s.entries[id].hash)
+				s.entries[id] = entry{below: s.unused}
+				s.unused = id
 				continue
 			}
-			s.blocks[b.hash] = s.order[b.tier].PushFront(b)
+			s.join(id, t+1, true)
 		}
 	}
 }
@@ -67,14 +80,60 @@ func (s *stack) resize(room [tiers]int) {
 	s.room = room
 	for t := range tiers {
 		for below := t + 1; below < tiers; below++ {
-			for s.order[t].Len() < room[t] && s.order[below].Len() > 0 {
-				b := s.order[below].Remove(s.order[below].Front()).(*entry)
-				b.tier = t
-				s.blocks[b.hash] = s.order[t].PushBack(b)
+			for s.order[t].len < room[t] && s.order[below].len > 0 {
+				id := s.order[below].top
+				s.leave(id)
+				s.join(id, t, false)
 			}
 		}
 	}
 	s.sink()
+}
+
+// take is an entry that holds no block.
+func (s *stack) take() uint32 {
+	if id := s.unused; id != 0 {
+		s.unused = s.entries[id].below
+		return id
+	}
+	s.entries = append(s.entries, entry{})
+	return uint32(len(s.entries) - 1) //nolint:gosec // mostTokens keeps it far below
+}
+
+// leave takes an entry out of its tier.
+func (s *stack) leave(id uint32) {
+	e := &s.entries[id]
+	r := &s.order[e.tier]
+	if e.above != 0 {
+		s.entries[e.above].below = e.below
+	} else {
+		r.top = e.below
+	}
+	if e.below != 0 {
+		s.entries[e.below].above = e.above
+	} else {
+		r.bottom = e.above
+	}
+	r.len--
+}
+
+// join puts an entry that is in no tier on the top of one, or at its bottom.
+func (s *stack) join(id uint32, tier int, top bool) {
+	e, r := &s.entries[id], &s.order[tier]
+	e.tier, e.above, e.below = uint8(tier), 0, 0 //nolint:gosec // below tiers
+	switch {
+	case r.len == 0:
+		r.top, r.bottom = id, id
+	case top:
+		e.below = r.top
+		s.entries[r.top].above = id
+		r.top = id
+	default:
+		e.above = r.bottom
+		s.entries[r.bottom].below = id
+		r.bottom = id
+	}
+	r.len++
 }
 
 // leading is how many blocks of the chain have been computed without a gap, and
@@ -82,15 +141,11 @@ func (s *stack) resize(room [tiers]int) {
 func (s *stack) leading(chain []uint64) (upTo [tiers]int) {
 	tier := onGPU
 	for i, hash := range chain {
-		e := s.blocks[hash]
-		if e == nil {
+		e := s.entries[s.blocks[hash]]
+		if !e.computed { // nor has the entry that is none
 			break
 		}
-		b := e.Value.(*entry)
-		if !b.computed {
-			break
-		}
-		tier = max(tier, b.tier)
+		tier = max(tier, int(e.tier))
 		for t := tier; t < tiers; t++ {
 			upTo[t] = i + 1
 		}
@@ -99,4 +154,4 @@ func (s *stack) leading(chain []uint64) (upTo [tiers]int) {
 }
 
 // size is how many blocks are in the tiers that are believed.
-func (s *stack) size() int { return s.order[onGPU].Len() + s.order[inHost].Len() }
+func (s *stack) size() int { return s.order[onGPU].len + s.order[inHost].len }
