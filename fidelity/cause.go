@@ -210,7 +210,7 @@ func (c *Checker) explainLocked(w *watched, n news, s int) *Finding {
 
 // fixIDs is what to look at where our token ids are not the engine's.
 const fixIDs = "make token ids equal: prompt.models[].tokenizer is the engine's tokenizer and revision, chat_template its --chat-template, " +
-	"time_zone the engine's TZ where the template writes the date; firsttoken encode prints our ids, POST /tokenize on the engine its own"
+	"time_zone the engine's time zone (TZ) where the template writes the date; firsttoken encode prints our ids, POST /tokenize on the engine its own"
 
 // prefer takes what somebody else found out about the source, or about our token
 // ids, in place of what is inferred.

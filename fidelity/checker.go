@@ -16,7 +16,8 @@ import (
 // concurrent use.
 //
 // Its methods Decided, FirstToken and Ended are told of every request, in this
-// order, before memory is: what memory believed until then is a prediction too.
+// order, each before memory is: what memory believed by then is a prediction
+// too, also where it did not count.
 type Checker struct {
 	// Set once by New.
 	sources []Source
@@ -202,7 +203,7 @@ func (c *Checker) arrived(d *scoring.Decision, candidate *scoring.Candidate, end
 	if w == nil {
 		return
 	}
-	remembered := c.memoryOf(d.Prompt, candidate.Endpoint)
+	remembered := c.memoryOf(d.Prompt, candidate)
 	taken := c.sample(w, d, candidate, ended)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -212,12 +213,19 @@ func (c *Checker) arrived(d *scoring.Decision, candidate *scoring.Candidate, end
 	}
 }
 
-// memoryOf is how many tokens memory believes the endpoint to hold now.
-func (c *Checker) memoryOf(p *scoring.Prompt, e scoring.Endpoint) scoring.Tokens {
+// memoryOf is how many tokens memory believed the candidate to hold: as it said
+// at the decision, or where it was not asked then, as it says now.
+func (c *Checker) memoryOf(p *scoring.Prompt, candidate *scoring.Candidate) scoring.Tokens {
+	rows := [][]scoring.Match{candidate.Matches}
+	if candidate.Matches != nil {
+		if _, asked := claimed(candidate.Matches[0].Claims, c.memory.Name); !asked {
+			rows = c.memory.Index.Match(p, []scoring.Endpoint{candidate.Endpoint})
+		}
+	}
 	var n scoring.Tokens
-	for _, row := range c.memory.Index.Match(p, []scoring.Endpoint{e}) {
-		for _, m := range row {
-			n += m.Cached
+	for _, row := range rows {
+		for i := range row {
+			n += row[i].Cached
 		}
 	}
 	return n

@@ -54,8 +54,7 @@ type tally struct {
 	particular, uncached, guessed scoring.Tokens
 	// blind are requests whose prompts are not known at all.
 	blind int
-	// said has the cached tokens by each source, then memory's at the first
-	// token; used are those that the decision was made with.
+	// said has the cached tokens by each source, then memory's; used are those that the decision was made with.
 	said []scoring.Tokens
 	used scoring.Tokens
 }
@@ -100,7 +99,7 @@ func computed(p *scoring.Prompt) scoring.Tokens {
 }
 
 // countLocked takes in what was said of a prompt that has been computed at the
-// candidate; remembered is what memory believed by then. Caller must hold
+// candidate; remembered is what memory believed. Caller must hold
 // watched.mu.
 func (h *hits) countLocked(c *Checker, p *scoring.Prompt, candidate *scoring.Candidate, remembered scoring.Tokens) {
 	one := newTally(len(c.sources) + 1)
