@@ -35,6 +35,11 @@ type Config struct {
 	// RemoteMaxConcurrent bounds the calls to render endpoints at once; further
 	// requests are estimated instead of waiting.
 	RemoteMaxConcurrent int `yaml:"remote_max_concurrent"`
+	// CheckInterval is the least time between two comparisons of a model's token
+	// ids with those of one of its engines, by its render or tokenize endpoint.
+	// A few prompts of our own are compared at the start, then a sample of the
+	// requests. Where ids differ, engines are asked for all of them. 0: never.
+	CheckInterval time.Duration `yaml:"check_interval"`
 }
 
 // ModelConfig tells how one model's engines tokenize. The keys follow vLLM's
@@ -95,6 +100,7 @@ func DefaultConfig() Config {
 		SegmentCacheBytes:   128 << 20,
 		RemoteTimeout:       200 * time.Millisecond,
 		RemoteMaxConcurrent: 64,
+		CheckInterval:       5 * time.Second,
 	}
 }
 
@@ -146,6 +152,9 @@ func (c Config) Validate(path string) error {
 	}
 	if c.RemoteMaxConcurrent < 1 {
 		fault("remote_max_concurrent", "%d is below 1; write a number such as 64", c.RemoteMaxConcurrent)
+	}
+	if c.CheckInterval < 0 {
+		fault("check_interval", "%s is negative; write 0 to compare no ids, or a duration such as 5s", c.CheckInterval)
 	}
 	names := map[string]string{}
 	for i, m := range c.Models {

@@ -71,6 +71,8 @@ type served struct {
 	model atomic.Pointer[Model] // never nil; replaced by load when it is loaded
 	// state is what keeps the model from being loaded; nil or empty: nothing.
 	state atomic.Pointer[string]
+	// differs: our ids of its texts are not the engines', as an IDCheck found.
+	differs atomic.Bool
 }
 
 // NewEncoder returns at once; the tokenizers are loaded by a goroutine that ends
@@ -348,9 +350,13 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 	}
 	if why := foreign(j.path); why != RemoteNone {
 		j.doc.release()
-		if e.renderer == nil || s.cfg.Mode == "native" {
+		if !e.canAsk(s) {
 			return nil, "", fallback(why)
 		}
+		return e.encodeThere(ctx, s, j)
+	}
+	if s.differs.Load() && e.canAsk(s) && j.fields.hasText(j.path) {
+		j.doc.release()
 		return e.encodeThere(ctx, s, j)
 	}
 	got, given, err := e.encodeHere(ctx, s, j)
@@ -369,11 +375,14 @@ func (e *Encoder) encode(ctx context.Context, name string, j job) ([]EncodedProm
 		return got.Prompts, scoring.TokensGiven, fallbackNone
 	case got.Remote == RemoteNone:
 		return got.Prompts, scoring.TokensNative, fallbackNone
-	case e.renderer == nil || s.cfg.Mode == "native":
+	case !e.canAsk(s):
 		return nil, "", fallback(got.Remote)
 	}
 	return e.encodeThere(ctx, s, j)
 }
+
+// canAsk reports whether engines may be asked for the model's ids.
+func (e *Encoder) canAsk(s *served) bool { return e.renderer != nil && s.cfg.Mode != "native" }
 
 // unconfigured is a model of which only the name in the request is known: token
 // ids need no tokenizer, and for text there is the engine that serves it.

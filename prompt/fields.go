@@ -247,3 +247,14 @@ func (r *reader) cut(f *fields, addSpecialDefault bool, limit int) cut {
 	}
 	return c
 }
+
+// hasText: the prompt is not given as token ids.
+func (f *fields) hasText(path string) bool {
+	if path == chatPath || f.prompt.kind() == kindString {
+		return true
+	}
+	for first := range f.prompt.elements() {
+		return first.kind() == kindString
+	}
+	return false
+}

@@ -370,6 +370,12 @@ func (m *Model) segmentCache(bytes int) string {
 	return "none: tokenizer.json asks for BPE dropout, which makes ids random"
 }
 
+// Decode is the text of ids, special tokens included, for people: it is not
+// always the text that was tokenized.
+func (m *Model) Decode(ctx context.Context, ids []uint32) (string, error) {
+	return m.tokenizer.Decode(ctx, ids)
+}
+
 // ContentFormat is what the template gets as content: string or openai. It is
 // empty for a model without a template.
 func (m *Model) ContentFormat() string {

@@ -116,11 +116,7 @@ func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 		return
 	}
 	r.computed[sequence] = tokens
-	over := computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed)
-	if over > 0 {
-		over += r.candidate.Loading // The engine loads first.
-	}
-	left := max(0, r.candidate.Work-over)
+	left := max(0, r.candidate.Work-computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed))
 	r.account.queued -= r.left - left
 	r.left = left
 }
@@ -190,10 +186,8 @@ func (r *Reservation) teachLocked(now time.Time) {
 	if a == nil {
 		return
 	}
-	if c := r.candidate; c.Work > 0 {
-		// What the engine spent on loading says nothing of how fast it computes.
-		took := now.Sub(r.beganLocked()) - time.Duration(c.Load*float64(time.Second))
-		r.ledger.paceLocked(c.Endpoint.pool()).observe(c.Work-c.Loading, took)
+	if r.candidate.Work > 0 {
+		r.ledger.paceLocked(r.candidate.Endpoint.pool()).observe(r.candidate.Work, now.Sub(r.beganLocked()))
 	}
 	if now.After(a.lastFirst) {
 		a.lastFirst = now

@@ -72,9 +72,7 @@ func BenchmarkDecision(b *testing.B) {
 					for range min(batch, b.N-i) {
 						messages := talk.conversation(bench.bytes)
 						if bench.next {
-							if _, err := d.decide(b.Context(), talk.body(b, messages)); err != nil {
-								b.Fatal(err)
-							}
+							d.decide(b, talk.body(b, messages))
 							messages = append(messages, talk.message("assistant", 600), talk.message("user", 300))
 						}
 						bodies = append(bodies, talk.body(b, messages))
@@ -83,12 +81,8 @@ func BenchmarkDecision(b *testing.B) {
 					b.StartTimer()
 				}
 				begin := cpuTime(b)
-				n, err := d.decide(b.Context(), bodies[0])
+				tokens += d.decide(b, bodies[0])
 				cpu += cpuTime(b) - begin
-				if err != nil {
-					b.Fatal(err)
-				}
-				tokens += n
 				bodies = bodies[1:]
 			}
 			b.ReportMetric(float64(cpu.Microseconds())/float64(b.N), "cpu-µs/op")
@@ -173,9 +167,9 @@ func (d *decider) FirstToken(*scoring.Decision, time.Duration) {}
 func (d *decider) Ended(*scoring.Decision, scoring.Outcome, string) {}
 
 // decide is one request; it returns the number of its tokens.
-func (d *decider) decide(ctx context.Context, body []byte) (tokens int, err error) {
+func (d *decider) decide(b *testing.B, body []byte) int {
 	d.last = nil
-	c := &envoySide{ctx: ctx, in: [2]*extprocv3.ProcessingRequest{
+	c := &envoySide{ctx: b.Context(), in: [2]*extprocv3.ProcessingRequest{
 		{
 			ProtocolConfig: &extprocv3.ProtocolConfiguration{
 				RequestBodyMode: filterv3.ProcessingMode_BUFFERED, ResponseBodyMode: filterv3.ProcessingMode_STREAMED,
@@ -189,12 +183,12 @@ func (d *decider) decide(ctx context.Context, body []byte) (tokens int, err erro
 		{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: body, EndOfStream: true}}},
 	}}
 	if err := d.server.Process(c); err != nil {
-		return 0, err
+		b.Fatal(err)
 	}
 	if d.last == nil || d.last.Prompt.Source != scoring.TokensNative || c.out != 2 {
-		return 0, fmt.Errorf("decision %+v, %d answers", d.last, c.out)
+		b.Fatalf("decision %+v, %d answers", d.last, c.out)
 	}
-	return int(d.last.Prompt.Length()), nil
+	return int(d.last.Prompt.Length())
 }
 
 // envoySide is Envoy's side of one stream: headers and body, then the end.

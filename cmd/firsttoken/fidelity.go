@@ -53,7 +53,7 @@ func (s *service) check() *fidelity.Checker {
 		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},
 	}
 	return fidelity.New(sources, memory, fidelity.Options{
-		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing}, Now: time.Now, Log: s.log,
+		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs}, Now: time.Now, Log: s.log,
 	})
 }
 

@@ -85,6 +85,7 @@ type service struct {
 	picker  *scoring.Picker
 	observe observers
 	encoder *prompt.Encoder
+	ids     *prompt.IDCheck
 	watcher *discovery.Watcher
 	server  *extproc.Server
 	admin   *admin
@@ -151,17 +152,18 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err != nil {
 		return nil, fmt.Errorf("discovery: tls.ca_file: %w", err)
 	}
-	s.encoder, err = prompt.NewEncoder(cfg.Prompt, prompt.Options{ //nolint:contextcheck // It lives until close.
+	options := prompt.Options{
 		Log:      log,
 		Metrics:  prompt.NewMetrics(registry),
 		Endpoint: s.renderer,
 		APIKey:   apiKey,
 		Fetch:    fetch,
 		TLS:      tls,
-	})
-	if err != nil {
+	}
+	if s.encoder, err = prompt.NewEncoder(cfg.Prompt, options); err != nil { //nolint:contextcheck // It lives until close.
 		return nil, err
 	}
+	s.ids = prompt.NewIDCheck(s.encoder, options, registry)
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
 	s.observe = observers{journal, s.checker, s.memory}
 	if s.events != nil {
@@ -172,7 +174,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
 		Picker:   s.picker,
-		Encoder:  s.encoder,
+		Encoder:  sampledEncoder{s.encoder, s.ids},
 		Metrics:  extproc.NewMetrics(registry),
 		Log:      log,
 		Observer: s.observe,
@@ -323,6 +325,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	if s.hashing != nil {
 		group.Go(func() error { return s.hashing.Run(beside) })
 	}
+	group.Go(func() error { return s.ids.Run(beside) })
 	s.mp.run(beside, group)
 	if s.events != nil {
 		group.Go(func() error { return s.events.Run(beside) })

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"slices"
 	"time"
 
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -58,6 +60,9 @@ type modelStatus struct {
 	// State is what keeps it from being loaded: how far its files are fetched,
 	// or what failed.
 	State string `json:"state,omitempty"`
+	// IDs is how its token ids compare with the engines' own; null where they
+	// are not compared.
+	IDs *prompt.IDStatus `json:"ids"`
 }
 
 // endpointStatus is one endpoint.
@@ -106,7 +111,11 @@ func (s *service) status() status {
 		SecondsPerWork: ledger.Paces,
 	}
 	for _, m := range s.cfg.Prompt.Models {
-		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil, s.encoder.State(m.Name)})
+		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil, s.encoder.State(m.Name), nil})
+	}
+	for _, ids := range s.ids.Status() {
+		i := slices.IndexFunc(view.Models, func(m modelStatus) bool { return m.Name == ids.Model })
+		view.Models[i].IDs = &ids
 	}
 	var instances map[scoring.EndpointID]string
 	if s.source != nil {

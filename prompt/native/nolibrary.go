@@ -24,6 +24,7 @@ type templateHandle struct{}
 func compileTemplate(string) (h templateHandle, format string, names []string, err error) {
 	return h, "", nil, ErrNotBuilt
 }
+
 func (templateHandle) render([]byte, time.Time) (h textHandle, err error) {
 	return h, ErrNotBuilt
 }
