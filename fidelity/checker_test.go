@@ -144,6 +144,23 @@ func (f *fleet) empty() Source {
 	return s
 }
 
+// TestSaltsAreNamed: LMCache's keys know of no salt, the engine's cache does. It
+// is left out where that makes it promise what is not found, and said why.
+func TestSaltsAreNamed(t *testing.T) {
+	f := newFleet(t, 2, func(f *fleet) []Source { return []Source{f.lmcache(true)} })
+	for i := range 100 {
+		p := promptOf(i%3, 3000)
+		p.Salt = "tenant " + string(rune('a'+i/6))
+		f.serve(p)
+		f.pass(200 * time.Millisecond)
+	}
+	for _, e := range f.list {
+		if row := f.row(e.ID, "lmcache"); row.Used || !strings.Contains(row.Fault, "finds far less") || !strings.Contains(row.Fix, "cache_salt") {
+			t.Errorf("endpoint %s: %+v", e.Name, row)
+		}
+	}
+}
+
 // TestSilenceIsNoticedAndForgiven: a source that stops telling is left out, and
 // counts again when it shows what is computed.
 func TestSilenceIsNoticedAndForgiven(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -26,10 +27,12 @@ type engine struct {
 	room    int
 	reading counters.Reading
 	// told is what each fault of the sources remembers of it.
-	ever  map[uint64]bool
-	heard time.Time
-	mute  bool // reports nothing from now on
-	shown map[uint64]bool
+	ever map[uint64]bool
+	// chunks are what LMCache keeps, whatever the salt.
+	chunks map[uint64]bool
+	heard  time.Time
+	mute   bool // reports nothing from now on
+	shown  map[uint64]bool
 }
 
 // fleet is a Picker over a Checker, fed by engines whose sources can be set up
@@ -63,13 +66,13 @@ func newFleet(t *testing.T, n int, sources func(f *fleet) []Source, finders ...F
 	}
 	for _, e := range f.list {
 		f.engines[e.ID] = &engine{
-			blocks: make(map[uint64]bool), ever: make(map[uint64]bool), shown: make(map[uint64]bool), room: plenty,
+			blocks: make(map[uint64]bool), ever: make(map[uint64]bool), chunks: make(map[uint64]bool), shown: make(map[uint64]bool), room: plenty,
 			reading: counters.Reading{Counted: true, PrefixCaching: counters.SwitchOn, BlockSize: engineBlock},
 		}
 		f.memory[e.ID] = make(map[uint64]bool)
 	}
 	memory := Source{Name: "routed", Index: index(func(e scoring.Endpoint, p *scoring.Prompt) (scoring.Tokens, bool) {
-		return leading(f.memory[e.ID], p.Sequences[0].TokenIDs, 64), true
+		return leading(f.memory[e.ID], salted(p, p.Sequences[0].TokenIDs), 64), true
 	}), Fixes: Fixes{Gone: "less memory"}}
 	f.checker = New(sources(f), memory, Options{
 		Now: func() time.Time { return f.clock }, Log: slog.New(slog.NewTextHandler(&f.logs, nil)), Finders: finders,
@@ -158,8 +161,7 @@ func (f *fleet) lmcache(right bool) Source {
 			if !right {
 				return 0, true
 			}
-			n := leading(f.engines[e.ID].ever, p.Sequences[0].TokenIDs, engineBlock)
-			return n - n%256, true
+			return leading(f.engines[e.ID].chunks, p.Sequences[0].TokenIDs, 256), true
 		}),
 	}
 }
@@ -174,6 +176,15 @@ func promptOf(conversation, n int) *scoring.Prompt {
 		Streamed: true, Source: scoring.TokensNative,
 		Sequences: []scoring.Sequence{{TokenIDs: ids, Length: scoring.Tokens(n), Usable: scoring.Tokens(n), Copies: 1}},
 	}
+}
+
+// salted are ids that only prompts with the same salt have.
+func salted(p *scoring.Prompt, ids []uint32) []uint32 {
+	other := slices.Clone(ids)
+	for _, c := range p.Salt {
+		other[0] += uint32(c) << 16
+	}
+	return other
 }
 
 // serve routes a prompt and lets the engine compute it and answer.
@@ -197,7 +208,7 @@ func (f *fleet) serve(p *scoring.Prompt) *scoring.Decision {
 	d.Reservation.End()
 	f.checker.Ended(d.Reservation.Decision(), scoring.OutcomeComplete, e.Address)
 	held := f.memory[e.ID]
-	for _, h := range chain(p.Sequences[0].TokenIDs, 64) {
+	for _, h := range chain(salted(p, p.Sequences[0].TokenIDs), 64) {
 		held[h] = true
 	}
 	if f.memoryRoom > 0 && len(held) > f.memoryRoom {
@@ -213,6 +224,10 @@ func (f *fleet) serve(p *scoring.Prompt) *scoring.Decision {
 func (f *fleet) compute(id scoring.EndpointID, p *scoring.Prompt) {
 	at := f.engines[id]
 	ids := f.skew(p.Sequences[0].TokenIDs)
+	for _, h := range chain(ids, 256) {
+		at.chunks[h] = true
+	}
+	ids = salted(p, ids)
 	found := leading(at.blocks, ids[:len(ids)-1], engineBlock)
 	at.reading.PromptTokens += uint64(len(ids))
 	if !f.blind {

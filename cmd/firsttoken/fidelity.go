@@ -26,7 +26,8 @@ const (
 	// step's tokens; the rest is for a replay.
 	eventsSettle = 2 * time.Second
 	// lmcacheSettle is how long after the end of a request LMCache must have
-	// told of its chunks: 50 ms as measured; the rest is for a full sync.
+	// told of its chunks: 50 ms as measured, a second in multiprocess mode; the
+	// rest is for a full sync.
 	lmcacheSettle = 5 * time.Second
 	// probeInterval is how often it is looked whether sources show what was
 	// computed.
