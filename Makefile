@@ -93,6 +93,16 @@ variants: .tools/stamp/libzmq ## vet and build without Rust, without ZeroMQ, wit
 fuzz: .tools/stamp/libzmq ## run every fuzz target for FUZZTIME
 	@$(WITH_NATIVE) test/tools/fuzz.sh $(FUZZTIME)
 
+# With each tokenizer of the shared folder, for FUZZTIME; what is found stays in
+# prompt/native/testdata/fuzz and is tested from then on.
+.PHONY: fuzz-engines
+fuzz-engines: FUZZTIME := $(if $(filter 10s,$(FUZZTIME)),5m,$(FUZZTIME))
+fuzz-engines: ## look for texts that fastokens and tokenizers encode differently (minutes)
+	@$(WITH_NATIVE) for dir in "$${SHARED:-$(CURDIR)/../shared}"/tokenizers/*/; do \
+		echo "fuzz engines with $$dir for $(FUZZTIME)"; \
+		TOKENIZER=$$dir go test -run='^$$' -fuzz='^FuzzEngines$$' -fuzztime=$(FUZZTIME) -timeout 0 ./prompt/native; \
+	done
+
 .PHONY: bench
 bench: .tools/stamp/libzmq .tools/benchstat-$(BENCHSTAT_VERSION) ## run benchmarks (BENCH=regexp COUNT=10) and compare with the run before
 	@test ! -f .tools/bench.txt || mv .tools/bench.txt .tools/bench.old.txt

@@ -204,7 +204,7 @@ func (c *Checker) explainLocked(w *watched, n news, s int) *Finding {
 		}
 	default: // The others are faults of the endpoint as a whole.
 	}
-	n.prefer(f)
+	n.prefer(f, t.fault)
 	return f
 }
 
@@ -213,10 +213,12 @@ const fixIDs = "make token ids equal: prompt.models[].tokenizer is the engine's 
 	"time_zone the engine's time zone (TZ) where the template writes the date; firsttoken encode prints our ids, POST /tokenize on the engine its own"
 
 // prefer takes what somebody else found out about the source, or about our token
-// ids, in place of what is inferred.
-func (n *news) prefer(f *Finding) {
+// ids, in place of what is inferred from its misses.
+func (n *news) prefer(f *Finding, fault kind) {
+	ofBlocks := fault == kindKeys || fault == kindIDs
 	for _, found := range n.found {
-		if found.Source == f.Source || found.Source == SourcePrompt {
+		if found.Source == f.Source && (ofBlocks || fault == kindSilent || fault == kindStale || fault == kindEmpty) ||
+			found.Source == SourcePrompt && ofBlocks {
 			f.Fault, f.Fix = f.Fault+"; "+found.Fault, found.Fix
 			return
 		}

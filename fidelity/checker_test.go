@@ -1,6 +1,7 @@
 package fidelity
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,15 @@ func TestFaultsAreNoticed(t *testing.T) {
 				return []Finding{{Source: SourcePrompt, Fault: "the template differs", Fix: "set chat_template"}}
 			},
 			source: "lmcache", used: "routed", fault: "the template differs", fix: "set chat_template",
+		},
+		{
+			name:    "nothing is published, and the ids are wrong too",
+			sources: func(f *fleet) []Source { return []Source{f.events("silent")} },
+			set:     func(f *fleet) { f.mute() },
+			finder: func(scoring.EndpointID) []Finding {
+				return []Finding{{Source: SourcePrompt, Fault: "the template differs", Fix: "set chat_template"}}
+			},
+			source: "events", used: "routed", fault: "it has told nothing of this endpoint", fix: "fix silent",
 		},
 		{
 			name:    "removals are never told",
@@ -257,5 +267,66 @@ func TestRestartEndsSamples(t *testing.T) {
 	}
 	if row := f.row(1, "lmcache"); row.Echo.Asked != 0 {
 		t.Errorf("%+v", row)
+	}
+}
+
+// asked is a source that knows nothing before it has asked, and only of that
+// prompt until done.
+type asked struct {
+	told
+	deaf  bool
+	open  map[*scoring.Prompt]bool
+	asked int
+}
+
+func (s *asked) Ask(ctx context.Context, p *scoring.Prompt) func() {
+	s.asked++
+	if s.deaf {
+		<-ctx.Done()
+		return func() {}
+	}
+	s.open[p] = true
+	return func() { delete(s.open, p) }
+}
+
+func (s *asked) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scoring.Match {
+	if !s.open[p] {
+		return make([][]scoring.Match, len(endpoints))
+	}
+	return s.told.Match(p, endpoints)
+}
+
+// TestSourceThatAsks: it is asked before it is looked at, and let go of after;
+// one that does not answer is left out, and holds up a round once.
+func TestSourceThatAsks(t *testing.T) {
+	source := &asked{told: told{1: 1 << 20}, open: make(map[*scoring.Prompt]bool)}
+	f := newFleet(t, 1, func(*fleet) []Source {
+		return []Source{{
+			Name: "coordinator", Index: source, Ask: source.Ask, Settle: time.Second,
+			Wanted: func(scoring.Endpoint) bool { return true },
+		}}
+	})
+	for range 10 {
+		f.serve(promptOf(f.next, 3000))
+		f.pass(time.Second)
+	}
+	if row := f.row(1, "coordinator"); row.Echo.Asked == 0 || row.Echo.Shown != row.Echo.Asked || len(source.open) != 0 {
+		t.Errorf("%+v, %d answers not let go of", row, len(source.open))
+	}
+	source.deaf = true
+	for range maxPending {
+		f.serve(promptOf(f.next, 3000))
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // as after the time-out
+	for range 3 * maxPending {
+		f.clock, source.asked = f.clock.Add(time.Minute), 0
+		if f.checker.Probe(over); source.asked != 1 {
+			t.Errorf("asked %d times in one round, though it does not answer", source.asked)
+		}
+		f.serve(promptOf(f.next, 3000))
+	}
+	if row := f.row(1, "coordinator"); row.Used || row.Fault == "" {
+		t.Errorf("a source that does not answer counts: %+v", row)
 	}
 }

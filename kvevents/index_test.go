@@ -45,8 +45,14 @@ func checkView(t *testing.T, v *view) {
 			t.Errorf("%s/%d: %d blocks listed of %d, %d tokens of %d, %d matched of %d", s.medium, s.group, listed, len(s.blocks), tokens, s.tokens, matched, s.matched)
 		}
 		for _, l := range s.layouts {
-			if !maps.Equal(l.held, held[l]) {
-				t.Errorf("%s/%d: layout %d/%d holds %v, counted %v", s.medium, s.group, l.grain, l.stride, l.held, held[l])
+			got := make(map[uint64]uint32)
+			for i, key := range l.held.keys {
+				if key != 0 {
+					got[key] = l.held.counts[i]
+				}
+			}
+			if !maps.Equal(got, held[l]) {
+				t.Errorf("%s/%d: layout %d/%d holds %v, counted %v", s.medium, s.group, l.grain, l.stride, got, held[l])
 			}
 		}
 	}

@@ -22,16 +22,18 @@ type grainChain struct {
 
 // at is the hash of the block that ends at position end, a multiple of grain
 // and at most len(ids).
-func (c *chains) at(grain, end int) uint64 {
-	g := c.of(grain)
-	for n := len(g.chain) * grain; n < end; n += grain {
-		prev := c.root
-		if n > 0 {
+func (c *chains) at(grain, end int) uint64 { return c.of(grain).upTo(c, end/grain)[end/grain-1] }
+
+// upTo are the hashes of the first n blocks, at least.
+func (g *grainChain) upTo(c *chains, n int) []uint64 {
+	for len(g.chain) < n {
+		prev, begin := c.root, len(g.chain)*g.grain
+		if begin > 0 {
 			prev = g.chain[len(g.chain)-1]
 		}
-		g.chain = append(g.chain, scoring.ChainBlock(prev, c.ids[n:n+grain]))
+		g.chain = append(g.chain, scoring.ChainBlock(prev, c.ids[begin:begin+g.grain]))
 	}
-	return g.chain[end/grain-1]
+	return g.chain
 }
 
 func (c *chains) of(grain int) *grainChain {
@@ -138,10 +140,9 @@ func (s *shelf) extend(c *chains, pos, blocks int) int {
 	for grown := true; grown; {
 		grown = false
 		for _, l := range s.layouts {
-			// The block that pos is in; it begins there or before.
-			end := (pos/l.stride + 1) * l.stride
-			for ; blocks > 0 && end <= len(c.ids) && l.has(c, end); end += l.stride {
-				pos, grown, blocks = end, true, blocks-1
+			if n := l.run(c, pos, blocks); n > 0 {
+				// The block that pos is in begins there or before.
+				pos, grown, blocks = (pos/l.stride+n)*l.stride, true, blocks-n
 			}
 		}
 	}
@@ -153,7 +154,7 @@ func (s *shelf) extend(c *chains, pos, blocks int) int {
 func (s *shelf) tail(c *chains, end int) int {
 	var l *layout
 	for _, other := range s.layouts {
-		if l == nil || len(other.held) > len(l.held) {
+		if l == nil || other.held.len() > l.held.len() {
 			l = other
 		}
 	}
@@ -174,7 +175,25 @@ func (s *shelf) tail(c *chains, end int) int {
 	return end
 }
 
-func (l *layout) has(c *chains, end int) bool {
-	_, ok := l.held[c.at(l.grain, end)]
-	return ok
+// run is how many blocks are held without a gap, beginning with the one that pos
+// is in, at most so many.
+func (l *layout) run(c *chains, pos, blocks int) (n int) {
+	if l.held.len() == 0 {
+		return 0
+	}
+	g, step := c.of(l.grain), l.stride/l.grain
+	first := pos / l.stride
+	blocks = min(blocks, len(c.ids)/l.stride-first)
+	for chain := g.chain; n < blocks; n++ {
+		at := (first + n + 1) * step
+		if at > len(chain) {
+			chain = g.upTo(c, at)
+		}
+		if !l.held.has(chain[at-1]) {
+			break
+		}
+	}
+	return n
 }
+
+func (l *layout) has(c *chains, end int) bool { return l.held.has(c.at(l.grain, end)) }

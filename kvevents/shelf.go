@@ -70,7 +70,7 @@ type layout struct {
 	grain, stride int
 	// held counts the blocks held with each chain hash: two names of the
 	// same tokens are two.
-	held map[uint64]uint32
+	held chainSet
 }
 
 // maxLayouts bounds the block sizes of one group in one medium; past it a
@@ -108,7 +108,7 @@ func (s *shelf) layout(grain, stride int) *layout {
 	if len(s.layouts) == maxLayouts {
 		return nil
 	}
-	l := &layout{grain: grain, stride: stride, held: make(map[uint64]uint32)}
+	l := &layout{grain: grain, stride: stride}
 	s.layouts = append(s.layouts, l)
 	return l
 }
@@ -139,7 +139,7 @@ func (s *shelf) admit(hash uint64, size int) (b *block, added bool) {
 func (s *shelf) identify(b *block, l *layout, chain uint64) {
 	b.layout, b.chain = l, chain
 	if l != nil && l != foreign {
-		l.held[chain]++
+		l.held.add(chain)
 		s.matched++
 	}
 }
@@ -166,9 +166,7 @@ func (s *shelf) forget(b *block) {
 	s.tokens -= scoring.Tokens(b.size)
 	if l := b.layout; l != nil && l != foreign {
 		s.matched--
-		if l.held[b.chain]--; l.held[b.chain] == 0 {
-			delete(l.held, b.chain)
-		}
+		l.held.remove(b.chain)
 	}
 }
 

@@ -130,8 +130,8 @@ func (v *view) grain() int {
 	grain, most := 0, 0
 	if s := v.fullLocked(); s != nil {
 		for _, l := range s.layouts {
-			if l.grain == l.stride && len(l.held) > most {
-				grain, most = l.grain, len(l.held)
+			if l.grain == l.stride && l.held.len() > most {
+				grain, most = l.grain, l.held.len()
 			}
 		}
 	}
@@ -152,7 +152,7 @@ func (v *view) leading(grain int, chain, news []uint64) int {
 			continue
 		}
 		for i, hash := range chain {
-			if l.held[hash] == 0 || slices.Contains(news, hash) {
+			if !l.held.has(hash) || slices.Contains(news, hash) {
 				return i
 			}
 		}

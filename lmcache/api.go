@@ -277,7 +277,7 @@ func (s *Source) Lookup(tokens []uint32) []InstanceMatch {
 	matches := make(map[string]InstanceMatch)
 	for h, names := range asked {
 		for i, held := range s.index.Match(nil, h.Keys(nil, tokens), names) {
-			if m := h.match(held, scoring.Tokens(len(tokens))); m.Cached > 0 {
+			if m := h.match(held, 0, scoring.Tokens(len(tokens)), TransferSeconds{}); m.Cached > 0 {
 				matches[names[i]] = InstanceMatch{names[i], m.Spans[len(m.Spans)-1].Location, int(m.Cached)}
 			}
 		}

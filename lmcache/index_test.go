@@ -313,6 +313,15 @@ func (d *dumbIndex) holds(instance string, key lmcache.Key) bool {
 	return false
 }
 
+func (d *dumbIndex) anywhere(keys []lmcache.Key, instances, locations []string) int {
+	for i := range keys {
+		if !slices.ContainsFunc(instances, func(name string) bool { return d.match(keys[i:i+1], name, locations).Chunks == 1 }) {
+			return i
+		}
+	}
+	return len(keys)
+}
+
 // TestIndexTwin compares Index with its dumb twin over random histories.
 func TestIndexTwin(t *testing.T) {
 	for seed := range uint64(15) {
@@ -375,6 +384,11 @@ func TestIndexTwin(t *testing.T) {
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("seed %d step %d, %s (-twin +index):\n%s", seed, step, names[i], diff)
+				}
+				if i == 0 {
+					if got, want := ix.Anywhere(row, names), twin.anywhere(row, names, locations); got != want {
+						t.Fatalf("seed %d step %d: %d chunks anywhere, want %d", seed, step, got, want)
+					}
 				}
 				if got, want := ix.Holds(names[i], row[0]), twin.holds(names[i], row[0]); got != want {
 					t.Fatalf("seed %d step %d: %s holds %d: %t, want %t", seed, step, names[i], row[0], got, want)

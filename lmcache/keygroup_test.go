@@ -1,6 +1,7 @@
 package lmcache_test
 
 import (
+	"math"
 	"strings"
 	"testing"
 
@@ -123,6 +124,7 @@ func TestConfigFaults(t *testing.T) {
 	}
 	c.Models = map[string]string{"m": "good", "n": "gone"}
 	c.MaxKeys = 0
+	c.Transfer = lmcache.TransferSeconds{CPU: -1, Remote: math.NaN(), P2P: 2}
 	err := c.Validate("lmcache")
 	if err == nil {
 		t.Fatal("no error")
@@ -130,6 +132,9 @@ func TestConfigFaults(t *testing.T) {
 	lines := strings.Split(err.Error(), "\n")
 	for i, want := range []string{
 		`lmcache.keys: NONE_HASH of algorithm builtin is random`,
+		`lmcache.transfer_seconds_per_token.cpu: is -1; `,
+		`lmcache.transfer_seconds_per_token.remote: is NaN; `,
+		`lmcache.transfer_seconds_per_token.p2p: is 2; `,
 		`lmcache.groups.2.7.python_version: is 2.7; `,
 		`lmcache.groups.none.none_hash: is "x"; `,
 		`lmcache.groups.old.python_version: is "3"; `,
@@ -144,7 +149,7 @@ func TestConfigFaults(t *testing.T) {
 			t.Fatalf("line %d is not %q of:\n%s", i, want, err)
 		}
 	}
-	if len(lines) != 10 {
+	if len(lines) != 13 {
 		t.Errorf("%d lines:\n%s", len(lines), err)
 	}
 }

@@ -35,6 +35,8 @@ type Source struct {
 	log    *slog.Logger
 	keys   keyGroups
 	shared bool
+	// transfer is what loading from each place takes.
+	transfer TransferSeconds
 
 	view atomic.Pointer[view]
 	// adopted are the instances whose settings are not the configuration's, as
@@ -60,7 +62,7 @@ func NewSource(cfg Config, index *Index, roster Roster, log *slog.Logger) (*Sour
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{index: index, roster: roster, log: log, keys: keys, shared: cfg.SharedCache, told: make(map[Unmapped]bool)}
+	s := &Source{index: index, roster: roster, log: log, keys: keys, shared: cfg.SharedCache, transfer: cfg.Transfer, told: make(map[Unmapped]bool)}
 	s.view.Store(&view{Mapping: MapInstances(nil, nil)})
 	s.adopted.Store(&map[string]*Hasher{})
 	return s, nil
@@ -137,7 +139,11 @@ func (s *Source) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 			tokens := q.hasher.comparable(p, i)
 			work.keys = q.hasher.Keys(work.keys[:0], tokens)
 			work.held = s.index.Match(work.held, work.keys, q.instances)
-			q.answer(rows, i, p, work.held, s.shared)
+			anywhere := 0
+			if s.shared {
+				anywhere = s.index.Anywhere(work.keys, q.instances)
+			}
+			q.answer(rows, i, p, work.held, anywhere, s)
 		}
 	}
 	return rows
@@ -244,53 +250,54 @@ func (l *lookup) question(hasher, configured *Hasher) *question {
 	return q
 }
 
-// answer writes what is held of one sequence into the rows.
-func (q *question) answer(rows [][]scoring.Match, sequence int, p *scoring.Prompt, held []Held, shared bool) {
-	put := func(row int, m scoring.Match) {
+// answer writes what is held of one sequence into the rows. anywhere is how many
+// chunks some instance holds, for a shared cache.
+func (q *question) answer(rows [][]scoring.Match, sequence int, p *scoring.Prompt, held []Held, anywhere int, s *Source) {
+	put := func(row int, h Held) {
 		if rows[row] == nil {
 			rows[row] = make([]scoring.Match, len(p.Sequences))
 		}
-		rows[row][sequence] = m
+		rows[row][sequence] = q.hasher.match(h, anywhere, p.Sequences[sequence].Length, s.transfer)
 	}
-	length := p.Sequences[sequence].Length
-	if !shared {
-		for i, h := range held {
-			if h.Known {
-				put(q.rows[i], q.hasher.match(h, length))
-			}
-		}
-		return
-	}
-	var best Held
-	for _, h := range held {
-		if h.Known && (!best.Known || h.Chunks > best.Chunks) {
-			best = h
+	known := false
+	for i, h := range held {
+		known = known || h.Known
+		if h.Known {
+			put(q.rows[i], h)
 		}
 	}
-	if !best.Known {
+	if !s.shared || !known {
 		return
 	}
-	m := q.hasher.match(best, length)
-	for _, row := range q.rows {
-		put(row, m)
+	for i, h := range held {
+		if !h.Known {
+			put(q.rows[i], Held{})
+		}
 	}
 	for _, row := range q.others {
-		put(row, m)
+		put(row, Held{})
 	}
 }
 
 // match counts in tokens what h counts in chunks; the last chunk may be a tail
-// that ends with the prompt.
-func (h *Hasher) match(held Held, length scoring.Tokens) scoring.Match {
+// that ends with the prompt. Behind what is held, the chunks up to number
+// anywhere come from another engine.
+func (h *Hasher) match(held Held, anywhere int, length scoring.Tokens, transfer TransferSeconds) scoring.Match {
 	var m scoring.Match
-	if held.Chunks == 0 {
+	if held.Chunks == 0 && anywhere == 0 {
 		return m
 	}
-	m.Spans = make([]scoring.Span, len(held.Runs))
-	for i, r := range held.Runs {
-		m.Spans[i] = scoring.Span{End: min(scoring.Tokens(r.End*h.chunkSize), length), Location: r.Location}
+	m.Spans = make([]scoring.Span, 0, len(held.Runs)+1)
+	add := func(chunks int, location string) {
+		m.Cached = min(scoring.Tokens(chunks*h.chunkSize), length)
+		m.Spans = append(m.Spans, scoring.Span{End: m.Cached, Location: location, SecondsPerToken: transfer.of(location)})
 	}
-	m.Cached = m.Spans[len(m.Spans)-1].End
+	for _, r := range held.Runs {
+		add(r.End, r.Location)
+	}
+	if anywhere > held.Chunks {
+		add(anywhere, LocationPeer)
+	}
 	return m
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -285,6 +287,95 @@ func TestSourceShared(t *testing.T) {
 	f.store(t, cfg.Groups["large"].Or(cfg.Keys), "u", cpu, 16)
 	if got, want := matched(f.Match(p, endpoints)), "12 12 12 16 ?"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+	// The next chunk is held by one that has none of those before it: an engine
+	// fetches each from where it is.
+	h, err := lmcache.NewHasher(cfg.Keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.index.Admit(worker("x", 0), cpu, h.Keys(nil, tokens(16))[3:])
+	if got, want := matched(f.Match(p, endpoints)), "16 16 16 16 ?"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestSourceTransfer: each place has its own time to load a token, and what only
+// other engines hold that of P2P.
+func TestSourceTransfer(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		cfg := smallChunks()
+		cfg.SharedCache = shared
+		cfg.Transfer = lmcache.TransferSeconds{CPU: 1e-6, Disk: 2e-6, Remote: 3e-6, P2P: 4e-6}
+		f := newFleet(t, cfg)
+		endpoints := []scoring.Endpoint{endpoint(1, "a 10.0.0.1:8000 instance=x"), endpoint(2, "b 10.0.0.2:8000 instance=y"), endpoint(3, "c 10.0.0.3:8000")}
+		f.SetEndpoints(endpoints)
+		f.store(t, cfg.Keys, "x", disk, 12)
+		f.store(t, cfg.Keys, "x", "NixlBackend", 16)
+		f.store(t, cfg.Keys, "x", cpu, 8)
+		f.store(t, cfg.Keys, "y", cpu, 4)
+		x := []scoring.Span{
+			{End: 8, Location: cpu, SecondsPerToken: 1e-6},
+			{End: 12, Location: disk, SecondsPerToken: 2e-6},
+			{End: 16, Location: "NixlBackend", SecondsPerToken: 3e-6},
+		}
+		y := []scoring.Span{{End: 4, Location: cpu, SecondsPerToken: 1e-6}}
+		want := [][]scoring.Match{{{Cached: 16, Spans: x}}, {{Cached: 4, Spans: y}}, nil}
+		if shared {
+			far := scoring.Span{End: 16, Location: lmcache.LocationPeer, SecondsPerToken: 4e-6}
+			want[1] = []scoring.Match{{Cached: 16, Spans: append(y, far)}}
+			want[2] = []scoring.Match{{Cached: 16, Spans: []scoring.Span{far}}}
+		}
+		got := f.Match(&scoring.Prompt{Sequences: []scoring.Sequence{sequence(18)}}, endpoints)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("shared %t (-want +got):\n%s", shared, diff)
+		}
+	}
+}
+
+// TestTransferChoice: with a shared cache the engine that has the prefix itself
+// wins over those that would fetch it, until its queue is longer than the
+// fetch; where fetching takes longer than computing, sharing draws nobody.
+func TestTransferChoice(t *testing.T) {
+	for _, test := range []struct {
+		p2p   float64
+		first string // where the first goes; empty: all are alike
+		all   string // where three at once go, sorted
+	}{
+		{0, "", "a b c"},
+		{1e-6, "a", "a b c"}, // 20 ms of computing there, 2 ms more elsewhere
+		{1e-3, "a", "a a a"}, // 2 s of fetching
+	} {
+		cfg := smallChunks()
+		cfg.SharedCache, cfg.Transfer.P2P = true, test.p2p
+		f := newFleet(t, cfg)
+		endpoints := []scoring.Endpoint{endpoint(1, "a 10.0.0.1:8000 instance=x"), endpoint(2, "b 10.0.0.2:8000 instance=y"), endpoint(3, "c 10.0.0.3:8000")}
+		for i := range endpoints {
+			endpoints[i].Ready = true
+		}
+		f.SetEndpoints(endpoints)
+		f.store(t, cfg.Keys, "x", cpu, 2000)
+		f.index.Register(worker("y", 0))
+		picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		picker.SetEndpoints(endpoints)
+		var names []string
+		for i := range 3 {
+			d, err := picker.Pick(time.Unix(0, 0), fmt.Sprint(i), &scoring.Prompt{Streamed: true, Sequences: []scoring.Sequence{sequence(2100)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, d.Endpoint().Name)
+		}
+		if test.first != "" && names[0] != test.first {
+			t.Errorf("%g s a token: the first goes to %s, want %s", test.p2p, names[0], test.first)
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != test.all {
+			t.Errorf("%g s a token: %s, want %s", test.p2p, got, test.all)
+		}
 	}
 }
 

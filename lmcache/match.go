@@ -49,6 +49,47 @@ func (ix *Index) Match(dst []Held, keys []Key, instances []string) []Held {
 	return dst
 }
 
+// Anywhere is how many chunks of the row, from the first one on without a gap,
+// are held by any one of the named instances each, no matter which: what an
+// engine finds that can fetch from all of them.
+func (ix *Index) Anywhere(keys []Key, instances []string) int {
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	ix.mu.RLock()
+	defer ix.mu.RUnlock()
+	s.begin(ix, instances)
+	for i, key := range keys {
+		if !s.anyLocked(ix, key, i) {
+			return i
+		}
+	}
+	return len(keys)
+}
+
+// anyLocked reports whether one of the instances asked for holds key, chunk
+// number i, on all its ranks. Caller must hold Index.mu.
+func (s *scratch) anyLocked(ix *Index, key Key, i int) bool {
+	id := ix.store.find(key)
+	if id == 0 {
+		return false
+	}
+	e := ix.store.entries.at(id)
+	s.holders = append(append(s.holders[:0], e.first()), ix.store.others(e)...)
+	for _, h := range s.holders {
+		k := &s.seekers[s.bySlot[h.slot]]
+		if k.chunks < 0 {
+			continue
+		}
+		if k.at != i {
+			k.at, k.have = i, 0
+		}
+		if k.have |= h.ranks; k.have&k.required == k.required {
+			return true
+		}
+	}
+	return false
+}
+
 // Holds reports whether any rank of the instance has the chunk, wherever.
 func (ix *Index) Holds(instance string, key Key) bool {
 	ix.mu.RLock()

@@ -96,7 +96,7 @@ func (e *Encoder) loadFrom(ctx context.Context, s *served, dir string) error {
 	e.metrics.loaded.WithLabelValues(s.cfg.Name).Set(1)
 	e.log.Info("tokenizer loaded", "model", s.cfg.Name, "folder", dir, "engine", s.cfg.Engine,
 		"content_format", m.ContentFormat(), "remote", string(m.remote),
-		"segment_cache", m.segmentCache(e.cfg.SegmentCacheBytes), "seconds", time.Since(begin).Seconds())
+		"segment_cache", m.segmentCache(e.cfg.SegmentCacheBytes), "seconds", time.Since(begin).Seconds()) //nolint:contextcheck // it waits for no request
 	return nil
 }
 

@@ -6,7 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -168,7 +168,7 @@ func TestRenderOverTLS(t *testing.T) {
 	engine := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"token_ids":[7]}`)
 	}))
-	engine.Config.ErrorLog = log.New(io.Discard, "", 0) // it says who did not trust it
+	engine.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // it says who did not trust it
 	engine.StartTLS()
 	defer engine.Close()
 	authority := x509.NewCertPool()

@@ -3,7 +3,6 @@ package routed
 import (
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -25,8 +24,6 @@ type held struct {
 	waiting map[*scoring.Reservation]prediction
 	// told is the newest reading of the engine's counters; nil: none.
 	told *counters.Reading
-	// heard is when a prompt was last known to be computed.
-	heard time.Time
 }
 
 // prediction is how many tokens of a prompt the engine should find cached.
@@ -165,13 +162,12 @@ func (h *held) decided(r *scoring.Reservation, p *scoring.Prompt, root uint64) {
 }
 
 // computed puts the blocks of a prompt on top and marks them as held.
-func (h *held) computed(p *scoring.Prompt, root uint64, now time.Time) {
+func (h *held) computed(p *scoring.Prompt, root uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range p.Sequences {
 		h.putLocked(chainOf(&p.Sequences[s], root), true)
 	}
-	h.heard = now
 }
 
 // putLocked: caller must hold mu.

@@ -159,7 +159,7 @@ func (m *Memory) settle(d *scoring.Decision, servedThere bool) {
 
 func (m *Memory) computed(e *scoring.Endpoint, p *scoring.Prompt) {
 	if h := m.of(e.ID); h != nil {
-		h.computed(p, p.Root(e), time.Now())
+		h.computed(p, p.Root(e))
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -285,8 +284,8 @@ func TestGuardCountsWhatWasServed(t *testing.T) {
 func TestStatus(t *testing.T) {
 	f := fleetOf(t, Config{CapacityTokens: 10_000, HostTokens: 5000})
 	f.endpoints(1)
-	if f.memory.Status(2) != nil || f.memory.Held(2) != 0 || !f.memory.Heard(2).IsZero() || !f.memory.Heard(1).IsZero() {
-		t.Error("something is known of an endpoint that is not, or that nothing was routed to")
+	if f.memory.Status(2) != nil {
+		t.Error("something is known of an endpoint that is not")
 	}
 	f.serve(prompt(1, 10*block))
 	if diff := cmp.Diff(&Status{Tokens: 10 * block, GPUTokens: 10_000, HostTokens: 5000, Share: 1}, f.memory.Status(1)); diff != "" {
@@ -295,8 +294,5 @@ func TestStatus(t *testing.T) {
 	f.observe(counters.Reading{CapacityTokens: 20_000, HostTokens: 100}, false)
 	if diff := cmp.Diff(&Status{Tokens: 10 * block, GPUTokens: 20_000, HostTokens: 5000, Share: 1, CapacityTold: true}, f.memory.Status(1)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
-	}
-	if f.memory.Held(1) != 10 || time.Since(f.memory.Heard(1)) > time.Minute {
-		t.Errorf("%d blocks held, heard at %s", f.memory.Held(1), f.memory.Heard(1))
 	}
 }

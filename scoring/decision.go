@@ -31,8 +31,14 @@ type Candidate struct {
 	Known  bool
 	// Matches are what the endpoint holds of each sequence, in order.
 	Matches []Match
-	// Work is this request's own prefill work there.
-	Work Work
+	// Load is how long the engine takes to bring what is cached in slower tiers
+	// to where it computes, in seconds; it does so before it computes the rest.
+	Load float64
+	// Work is this request's own prefill work there, Loading the part of it that
+	// stands for Load at the pool's pace. Loading is filled in, and added to
+	// Work, under the ledger's lock.
+	Work    Work
+	Loading Work
 	// Queued is the work booked there and not yet seen finished, Waiting the
 	// number of requests it belongs to, Decoding the number of requests past
 	// their first token. Filled in under the ledger's lock.
@@ -58,7 +64,7 @@ const (
 	// ReasonCached: it holds more of the prompt than any other and won by it.
 	ReasonCached Reason = "cached"
 	// ReasonSpread: another endpoint holds more of the prompt, but has so much
-	// queued that computing here is sooner.
+	// queued, or loads it so slowly, that computing here is sooner.
 	ReasonSpread Reason = "spread"
 	// ReasonIdle: nothing is cached that sets the candidates apart; it has the
 	// least queued.

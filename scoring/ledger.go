@@ -149,6 +149,8 @@ func (l *ledger) reserve(now time.Time, d *Decision, policy Policy) error {
 		}
 		pool := c.Endpoint.pool()
 		c.Queued, c.Waiting, c.Decoding, c.Turn = a.queued, a.waiting, a.decoding, a.turns[pool]
+		c.Loading = l.paceLocked(pool).worth(c.Load)
+		c.Work += c.Loading
 		c.Estimate = l.paceLocked(pool).estimate(c.Queued + c.Work)
 		kept = append(kept, c)
 	}

@@ -33,6 +33,14 @@ func (p *pace) perWork() float64 {
 	return (p.seconds + priorSeconds) / (p.work + priorWork)
 }
 
+// worth is the work that takes so many seconds at the present ratio.
+func (p *pace) worth(seconds float64) Work {
+	if seconds == 0 {
+		return 0
+	}
+	return Work(seconds / p.perWork())
+}
+
 // estimate is the time that work takes at the present ratio.
 func (p *pace) estimate(w Work) time.Duration {
 	return time.Duration(float64(w) * p.perWork() * float64(time.Second))

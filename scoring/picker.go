@@ -128,6 +128,7 @@ func (p *Picker) weigh(prompt *Prompt, shared []Tokens, endpoints []Endpoint) []
 	for i := range candidates {
 		c := &candidates[i]
 		c.Work, c.Cached = requestWork(prompt, shared, c.Matches)
+		c.Load = loadSeconds(prompt, shared, c.Matches)
 	}
 	return candidates
 }

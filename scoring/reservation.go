@@ -116,7 +116,11 @@ func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 		return
 	}
 	r.computed[sequence] = tokens
-	left := max(0, r.candidate.Work-computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed))
+	over := computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed)
+	if over > 0 {
+		over += r.candidate.Loading // The engine loads first.
+	}
+	left := max(0, r.candidate.Work-over)
 	r.account.queued -= r.left - left
 	r.left = left
 }
@@ -186,8 +190,10 @@ func (r *Reservation) teachLocked(now time.Time) {
 	if a == nil {
 		return
 	}
-	if r.candidate.Work > 0 {
-		r.ledger.paceLocked(r.candidate.Endpoint.pool()).observe(r.candidate.Work, now.Sub(r.beganLocked()))
+	if c := r.candidate; c.Work > 0 {
+		// What the engine spent on loading says nothing of how fast it computes.
+		took := now.Sub(r.beganLocked()) - time.Duration(c.Load*float64(time.Second))
+		r.ledger.paceLocked(c.Endpoint.pool()).observe(c.Work-c.Loading, took)
 	}
 	if now.After(a.lastFirst) {
 		a.lastFirst = now

@@ -45,7 +45,7 @@ func TestScenarios(t *testing.T) {
 type scenario struct {
 	t         *testing.T
 	picker    *Picker
-	cached    map[string]Tokens // nil: no source knows anything
+	cached    map[string]Match // nil: no source knows anything
 	endpoints []Endpoint
 	nextID    EndpointID
 	now       time.Time
@@ -61,7 +61,7 @@ func (s *scenario) Match(p *Prompt, endpoints []Endpoint) [][]Match {
 	for i, e := range endpoints {
 		if cached, ok := s.cached[e.Name]; ok {
 			for range p.Sequences {
-				rows[i] = append(rows[i], Match{Cached: cached})
+				rows[i] = append(rows[i], cached)
 			}
 		}
 	}
@@ -116,10 +116,19 @@ func (s *scenario) run(verb string, args []string) {
 	case "up":
 		s.each(args[0], func(i int) { s.endpoints[i].Ready = true })
 	case "cached":
-		s.cached = make(map[string]Tokens)
+		// name=N or, in tiers, name=N,N@SECONDS,... with the end of each and what
+		// a token of it takes to load.
+		s.cached = make(map[string]Match)
 		for _, arg := range args {
-			name, n, _ := strings.Cut(arg, "=")
-			s.cached[name] = Tokens(s.number(n))
+			name, tiers, _ := strings.Cut(arg, "=")
+			var m Match
+			for tier := range strings.SplitSeq(tiers, ",") {
+				end, rate, _ := strings.Cut(tier, "@")
+				seconds, _ := strconv.ParseFloat(rate, 64) // 0 where there is none
+				m.Cached = Tokens(s.number(end))
+				m.Spans = append(m.Spans, Span{End: m.Cached, SecondsPerToken: seconds})
+			}
+			s.cached[name] = m
 		}
 	case "route":
 		s.route(args)

@@ -41,6 +41,39 @@ func requestWork(p *Prompt, shared []Tokens, matches []Match) (Work, Tokens) {
 	return work, saved
 }
 
+// loadSeconds is how long an endpoint takes to load what it holds of a request
+// in slower tiers. An engine looks in its own memory up to the first token that
+// is not there and loads all that follows, so a run that costs nothing behind
+// one that does is loaded as that one is. What an earlier sequence of the
+// request has in common is loaded once.
+func loadSeconds(p *Prompt, shared []Tokens, matches []Match) float64 {
+	if p.NoCache {
+		return 0
+	}
+	var seconds float64
+	for i := range matches {
+		if i == len(p.Sequences) {
+			break
+		}
+		var begin Tokens
+		if shared != nil {
+			begin = shared[i]
+		}
+		last := p.Sequences[i].Length - 1 // computed anew
+		rate := 0.0
+		for _, s := range matches[i].Spans {
+			if s.SecondsPerToken > 0 {
+				rate = s.SecondsPerToken
+			}
+			if end := min(s.End, last); end > begin {
+				seconds += rate * float64(end-begin)
+				begin = end
+			}
+		}
+	}
+	return seconds
+}
+
 // computedWork is how much of requestWork is over once the endpoint has computed
 // so many leading tokens of each sequence (nil: none).
 func computedWork(p *Prompt, shared []Tokens, matches []Match, computed []Tokens) Work {

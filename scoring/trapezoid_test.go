@@ -63,3 +63,51 @@ func TestLeadingSharedTwin(t *testing.T) {
 		}
 	}
 }
+
+// TestLoadSecondsTwin counts token by token.
+func TestLoadSecondsTwin(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	rates := []float64{0, 0, 0.5, 2}
+	for range 2000 {
+		p := Prompt{NoCache: rng.IntN(20) == 0}
+		var shared []Tokens
+		var matches []Match
+		want := 0.0
+		several := rng.IntN(2) == 0
+		for range 1 + rng.IntN(3) {
+			length := Tokens(rng.IntN(40))
+			p.Sequences = append(p.Sequences, Sequence{Length: length})
+			common := Tokens(0)
+			if several {
+				common = Tokens(rng.IntN(20))
+				shared = append(shared, common)
+			}
+			var m Match
+			costs := make([]float64, 0, 60) // by position
+			rate := 0.0
+			for range rng.IntN(4) {
+				s := Span{End: m.Cached + Tokens(1+rng.IntN(15)), SecondsPerToken: rates[rng.IntN(len(rates))]}
+				if s.SecondsPerToken > 0 {
+					rate = s.SecondsPerToken
+				}
+				for m.Cached < s.End {
+					costs = append(costs, rate)
+					m.Cached++
+				}
+				m.Spans = append(m.Spans, s)
+			}
+			matches = append(matches, m)
+			for i, cost := range costs {
+				if Tokens(i) >= common && Tokens(i) < length-1 && !p.NoCache {
+					want += cost
+				}
+			}
+		}
+		if got := loadSeconds(&p, shared, matches); got != want {
+			t.Fatalf("%+v %v %+v: %v seconds, want %v", p.Sequences, shared, matches, got, want)
+		}
+	}
+	if got := loadSeconds(&Prompt{}, nil, []Match{{Cached: 1, Spans: []Span{{End: 1, SecondsPerToken: 1}}}}); got != 0 {
+		t.Errorf("a match of no sequence takes %v s", got)
+	}
+}

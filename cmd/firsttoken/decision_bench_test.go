@@ -72,7 +72,9 @@ func BenchmarkDecision(b *testing.B) {
 					for range min(batch, b.N-i) {
 						messages := talk.conversation(bench.bytes)
 						if bench.next {
-							d.decide(b, talk.body(b, messages))
+							if _, err := d.decide(b.Context(), talk.body(b, messages)); err != nil {
+								b.Fatal(err)
+							}
 							messages = append(messages, talk.message("assistant", 600), talk.message("user", 300))
 						}
 						bodies = append(bodies, talk.body(b, messages))
@@ -81,8 +83,12 @@ func BenchmarkDecision(b *testing.B) {
 					b.StartTimer()
 				}
 				begin := cpuTime(b)
-				tokens += d.decide(b, bodies[0])
+				n, err := d.decide(b.Context(), bodies[0])
 				cpu += cpuTime(b) - begin
+				if err != nil {
+					b.Fatal(err)
+				}
+				tokens += n
 				bodies = bodies[1:]
 			}
 			b.ReportMetric(float64(cpu.Microseconds())/float64(b.N), "cpu-µs/op")
@@ -167,9 +173,9 @@ func (d *decider) FirstToken(*scoring.Decision, time.Duration) {}
 func (d *decider) Ended(*scoring.Decision, scoring.Outcome, string) {}
 
 // decide is one request; it returns the number of its tokens.
-func (d *decider) decide(b *testing.B, body []byte) int {
+func (d *decider) decide(ctx context.Context, body []byte) (tokens int, err error) {
 	d.last = nil
-	c := &envoySide{ctx: b.Context(), in: [2]*extprocv3.ProcessingRequest{
+	c := &envoySide{ctx: ctx, in: [2]*extprocv3.ProcessingRequest{
 		{
 			ProtocolConfig: &extprocv3.ProtocolConfiguration{
 				RequestBodyMode: filterv3.ProcessingMode_BUFFERED, ResponseBodyMode: filterv3.ProcessingMode_STREAMED,
@@ -183,12 +189,12 @@ func (d *decider) decide(b *testing.B, body []byte) int {
 		{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: body, EndOfStream: true}}},
 	}}
 	if err := d.server.Process(c); err != nil {
-		b.Fatal(err)
+		return 0, err
 	}
 	if d.last == nil || d.last.Prompt.Source != scoring.TokensNative || c.out != 2 {
-		b.Fatalf("decision %+v, %d answers", d.last, c.out)
+		return 0, fmt.Errorf("decision %+v, %d answers", d.last, c.out)
 	}
-	return int(d.last.Prompt.Length())
+	return int(d.last.Prompt.Length()), nil
 }
 
 // envoySide is Envoy's side of one stream: headers and body, then the end.

@@ -3,8 +3,12 @@
 package native_test
 
 import (
+	"cmp"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -95,13 +99,16 @@ func compareEngines(t *testing.T, fast, reference *native.Tokenizer, text string
 	}
 }
 
-// FuzzEngines looks for texts on which the engines differ, with the small
-// tokenizer; its pattern is that of the Qwen family.
+// FuzzEngines looks for texts on which the engines differ, with the tokenizer in
+// the folder $TOKENIZER, else with the small one; its pattern is that of the Qwen
+// family. "make fuzz-engines" goes through all families. What it finds go test
+// writes to testdata/fuzz/FuzzEngines: keep it there.
 func FuzzEngines(f *testing.F) {
 	for _, piece := range pieces {
 		f.Add(piece + " x" + piece)
 	}
-	fast, reference := load(f, small, native.Fastokens), load(f, small, native.Tokenizers)
+	dir := cmp.Or(os.Getenv("TOKENIZER"), small)
+	fast, reference := load(f, dir, native.Fastokens), load(f, dir, native.Tokenizers)
 	f.Fuzz(func(t *testing.T, text string) {
 		if !utf8.ValidString(text) {
 			if _, err := fast.Encode(t.Context(), text, false); err == nil {
@@ -111,4 +118,29 @@ func FuzzEngines(f *testing.F) {
 		}
 		compareEngines(t, fast, reference, text)
 	})
+}
+
+// findings are the texts that FuzzEngines found with any tokenizer.
+func findings(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "fuzz", "FuzzEngines", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, path := range files {
+		file, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, value, _ := strings.Cut(string(file), "\nstring(")
+		text, err := strconv.Unquote(strings.TrimSuffix(strings.TrimSpace(value), ")"))
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if utf8.ValidString(text) {
+			texts = append(texts, text)
+		}
+	}
+	return texts
 }

@@ -106,6 +106,11 @@ func TestFamilies(t *testing.T) {
 			t.Run("random/cached", func(t *testing.T) { compareOnRandomTexts(t, cached, reference, uint64(i)+100) })
 			t.Run("texts/tokenizers", func(t *testing.T) { checkGoldenTexts(t, reference, inputs.Texts, golden) })
 			t.Run("chats", func(t *testing.T) { checkGoldenChats(t, fast, family, inputs.ChatRequests, golden) })
+			t.Run("found by fuzzing", func(t *testing.T) {
+				for _, text := range findings(t) {
+					compareEngines(t, fast, reference, text)
+				}
+			})
 			t.Run("random", func(t *testing.T) { compareOnRandomTexts(t, fast, reference, uint64(i)) })
 		})
 	}

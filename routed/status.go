@@ -1,34 +1,6 @@
 package routed
 
-import (
-	"time"
-
-	"github.com/firsttoken/firsttoken/scoring"
-)
-
-// Heard is when a prompt was last known to be computed at the endpoint; zero:
-// never.
-func (m *Memory) Heard(id scoring.EndpointID) time.Time {
-	h := m.of(id)
-	if h == nil {
-		return time.Time{}
-	}
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return h.heard
-}
-
-// Held is how many blocks the endpoint is believed to hold, computed or on
-// their way.
-func (m *Memory) Held(id scoring.EndpointID) int {
-	h := m.of(id)
-	if h == nil {
-		return 0
-	}
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return h.blocks.size()
-}
+import "github.com/firsttoken/firsttoken/scoring"
 
 // Status is what is believed of one endpoint, for people.
 type Status struct {
