@@ -49,7 +49,7 @@ demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and 
 	@bin/firsttoken demo --envoy .tools/envoy $(if $(KEEP),--keep)
 
 .PHONY: test
-test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
+test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
 
@@ -133,6 +133,11 @@ vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for 
 .tools/stamp/lmcache-older: test/lmcache/setup.sh
 	@mkdir -p $(@D)
 	@test/lmcache/setup.sh $(LMCACHE_OLDER)
+	@touch $@
+
+.tools/stamp/coordinator: test/coordinator/setup.sh
+	@mkdir -p $(@D)
+	@test/coordinator/setup.sh
 	@touch $@
 
 .tools/stamp/kvevents: test/kvevents/setup.sh

@@ -38,6 +38,7 @@ var arrows = []arrow{
 	{"lmcache/zmq", nil, "a socket to frames, so that another ZeroMQ binding costs one package"},
 	{"lmcache", []string{"scoring", "lmcache/zmq"}, "a source of cache truth does not know where prompts come from"},
 	{"lmcache/coordinator", []string{"scoring", "lmcache"}, "a source of its own: what it shares with the controller is keys, and which endpoint is whose"},
+	{"lmcache/remote", []string{"scoring", "lmcache", "lmcache/coordinator"}, "it asks the real coordinator and controller in their own words, which the two know"},
 	{"kvevents", []string{"scoring", "lmcache/zmq"}, "a source of cache truth, fed by engines' own events"},
 	{"routed", []string{"scoring", "counters"}, "a source of cache truth; it remembers decisions, and what engines count bounds and corrects it"},
 	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},

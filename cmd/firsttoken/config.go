@@ -22,6 +22,7 @@ import (
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/lmcache/coordinator"
+	"github.com/firsttoken/firsttoken/lmcache/remote"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -67,7 +68,7 @@ func defaultConfig() config {
 		Prompt:    prompt.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		Counters:  counters.DefaultConfig(),
-		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig(), coordinator.DefaultConfig()},
+		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig(), coordinator.DefaultConfig(), remote.DefaultConfig()},
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
 	}
@@ -85,11 +86,16 @@ type lmcacheConfig struct {
 	// Coordinator sets how LMCache in multiprocess mode (lmcache server) tells
 	// what it holds. It needs no controller.
 	Coordinator coordinator.Config `yaml:"coordinator"`
+	// Ask names registries of LMCache that run elsewhere, to be asked.
+	Ask remote.Config `yaml:"ask"`
 }
 
 // Validate joins all faults, each beginning with its path below path.
 func (c lmcacheConfig) Validate(path string) error {
-	faults := []error{c.Config.Validate(path), c.Coordinator.Validate(path + ".coordinator")}
+	faults := []error{c.Config.Validate(path), c.Coordinator.Validate(path + ".coordinator"), c.Ask.Validate(path + ".ask")}
+	if c.Coordinator.Listen != "" && c.Ask.Coordinator != "" {
+		faults = append(faults, fmt.Errorf("%s.ask.coordinator: %s.coordinator.listen is set too; servers report to one coordinator: be it, or ask it", path, path))
+	}
 	if c.Enabled {
 		faults = append(faults, c.Controller.Validate(path+".controller"))
 	}
@@ -371,6 +377,11 @@ func (c config) summary() string {
 	}
 	if c.LMCache.Coordinator.Listen != "" {
 		fmt.Fprintf(&b, "LMCache coordinator at %s\n", c.LMCache.Coordinator.Listen)
+	}
+	for _, url := range []string{c.LMCache.Ask.Coordinator, c.LMCache.Ask.Controller} {
+		if url != "" {
+			fmt.Fprintf(&b, "LMCache asked at %s\n", url)
+		}
 	}
 	for _, m := range c.Prompt.Models {
 		fmt.Fprintf(&b, "model %s, %s\n", m.Name, tokenizerSummary(m))

@@ -9,13 +9,17 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/firsttoken/firsttoken/lmcache/coordinator"
+	"github.com/firsttoken/firsttoken/lmcache/remote"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
-// multiprocess is what serve knows of LMCache's multiprocess mode.
+// multiprocess is LMCache's multiprocess mode, and its registries elsewhere.
 type multiprocess struct {
 	// directory is nil where we are not the servers' coordinator.
 	directory *coordinator.Directory
 	listener  net.Listener
+	// asked are registries elsewhere.
+	asked []*remote.Source
 }
 
 // coordinatorStatus is the LMCache servers that report to us.
@@ -46,6 +50,12 @@ func (s *service) bindCoordinator(ctx context.Context, registry prometheus.Regis
 
 // run adds what runs beside the server to group, until ctx ends.
 func (m *multiprocess) run(ctx context.Context, group *errgroup.Group) {
+	for _, source := range m.asked {
+		group.Go(func() error {
+			source.Run(ctx)
+			return nil
+		})
+	}
 	if m.directory == nil {
 		return
 	}
@@ -54,6 +64,16 @@ func (m *multiprocess) run(ctx context.Context, group *errgroup.Group) {
 		m.directory.Run(ctx)
 		return nil
 	})
+}
+
+// setEndpoints tells which endpoints there are.
+func (m *multiprocess) setEndpoints(endpoints []scoring.Endpoint) {
+	if m.directory != nil {
+		m.directory.SetEndpoints(endpoints)
+	}
+	for _, source := range m.asked {
+		source.SetEndpoints(endpoints)
+	}
 }
 
 func (m *multiprocess) close() {
@@ -72,4 +92,13 @@ func (m *multiprocess) status() *coordinatorStatus {
 		view.Unmapped = append(view.Unmapped, unmapped(u))
 	}
 	return view
+}
+
+// elsewhere are the registries that are asked.
+func (m *multiprocess) elsewhere() []remote.Status {
+	list := []remote.Status{}
+	for _, source := range m.asked {
+		list = append(list, source.Status())
+	}
+	return list
 }

@@ -49,6 +49,9 @@ func (s *service) check() *fidelity.Checker {
 	if s.mp.directory != nil {
 		sources = append(sources, s.coordinatorSource())
 	}
+	for _, r := range s.mp.asked {
+		sources = append(sources, remoteSource(r))
+	}
 	memory := fidelity.Source{
 		Name: routed.Location, Index: s.memory,
 		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},

@@ -75,7 +75,7 @@ type service struct {
 	events *kvevents.Subscriber
 	// counters is nil where the engines' own counters are not read.
 	counters *counters.Scraper
-	// mp is LMCache in multiprocess mode.
+	// mp is LMCache in multiprocess mode, and its registries elsewhere.
 	mp multiprocess
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
@@ -116,6 +116,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if err := s.bindCoordinator(ctx, registry); err != nil {
 		return nil, err
 	}
+	s.askElsewhere(registry)
 	if err := s.subscribe(registry); err != nil {
 		return nil, err
 	}
@@ -175,6 +176,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	s.server = extproc.NewServer(cfg.Server, extproc.Deps{
 		Picker:   s.picker,
 		Encoder:  sampledEncoder{s.encoder, s.ids},
+		Ask:      s.mp.asker(),
 		Metrics:  extproc.NewMetrics(registry),
 		Log:      log,
 		Observer: s.observe,
@@ -239,9 +241,7 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 			s.controller.DropInstance(instance)
 		}
 	}
-	if s.mp.directory != nil {
-		s.mp.directory.SetEndpoints(endpoints)
-	}
+	s.mp.setEndpoints(endpoints)
 	if s.events != nil {
 		s.events.SetEndpoints(endpoints)
 	}

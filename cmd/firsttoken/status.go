@@ -8,6 +8,7 @@ import (
 	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/lmcache/remote"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -29,6 +30,8 @@ type status struct {
 	LMCache *lmcacheStatus `json:"lmcache"`
 	// Coordinator is null where we are not the LMCache servers' coordinator.
 	Coordinator *coordinatorStatus `json:"lmcache_coordinator"`
+	// Asked are the registries of LMCache elsewhere that are asked.
+	Asked []remote.Status `json:"lmcache_asked"`
 	// KVEvents has a row for each rank of each endpoint that publishes events;
 	// null where none does.
 	KVEvents []kvevents.Status `json:"kv_events"`
@@ -129,7 +132,7 @@ func (s *service) status() status {
 			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
 		}
 	}
-	view.Coordinator = s.mp.status()
+	view.Coordinator, view.Asked = s.mp.status(), s.mp.elsewhere()
 	if s.events != nil {
 		view.KVEvents = s.events.Status()
 	}
