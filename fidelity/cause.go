@@ -64,16 +64,27 @@ func (c *Checker) news(w *watched) news {
 // left out, and one log line for each change.
 func (c *Checker) conclude(w *watched) {
 	w.mu.Lock()
-	unchanged := !w.tried
+	idle := !w.tried || w.quietLocked()
 	w.tried = false
 	w.mu.Unlock()
-	if unchanged {
-		return
+	if idle {
+		return // Nobody needs to be asked for news.
 	}
 	n := c.news(w)
 	for _, tell := range c.verdicts(w, n) {
 		tell(c.log.With("endpoint", n.endpoint.Name))
 	}
+}
+
+// quietLocked reports whether nothing is wrong, and nothing was. Caller must hold
+// w.mu.
+func (w *watched) quietLocked() bool {
+	for s := range w.trials {
+		if t := &w.trials[s]; t.echo.bad || t.over.bad || t.fault != kindNone {
+			return false
+		}
+	}
+	return w.hits.found == w.hits.told
 }
 
 // verdicts are drawn under the endpoint's lock; what there is to be told of them

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/firsttoken/firsttoken/fidelity"
@@ -57,7 +58,7 @@ func (s *service) check() *fidelity.Checker {
 		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},
 	}
 	return fidelity.New(sources, memory, fidelity.Options{
-		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs}, Now: time.Now, Log: s.log,
+		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs, s.findStoreOnly}, Now: time.Now, Log: s.log,
 	})
 }
 
@@ -152,6 +153,33 @@ func (s *service) findHashing(id scoring.EndpointID) []fidelity.Finding {
 		}
 	}
 	return found
+}
+
+// findStoreOnly names the tiers of which an engine never tells what leaves them.
+// It is about the endpoint: what the source shows is right but for its age.
+func (s *service) findStoreOnly(id scoring.EndpointID) []fidelity.Finding {
+	if s.events == nil {
+		return nil
+	}
+	endpoints := s.picker.Endpoints()
+	i := slices.IndexFunc(endpoints, func(e scoring.Endpoint) bool { return e.ID == id })
+	if i < 0 {
+		return nil
+	}
+	var media []string
+	for _, row := range s.events.Status() {
+		if row.Endpoint == endpoints[i].Name {
+			media = append(media, row.StoreOnly...)
+		}
+	}
+	if len(media) == 0 {
+		return nil
+	}
+	slices.Sort(media)
+	return []fidelity.Finding{{
+		Fault: "its KV events tell what it stores and never what it removes: " + strings.Join(slices.Compact(media), ", "),
+		Fix:   "set endpoints[].kv_events.capacity_tokens to what these tiers hold: past it the oldest blocks are taken to be gone",
+	}}
 }
 
 // probe looks for the echo of what was computed until ctx ends.
