@@ -2,7 +2,8 @@
 by JSON lines.
 
 Usage: publisher.py CONFIG, with CONFIG a JSON object: the arguments of vLLM's
-ZmqEventPublisher. Prints {"events": address, "replay": address} when it is
+ZmqEventPublisher, and "bind", an address where it binds too: vLLM itself binds
+to one port that was chosen before on all interfaces only. Prints {"events": address, "replay": address} when it is
 bound. Reads one JSON command a line from stdin and answers each with one line;
 ends when stdin does. Commands:
   {"publish": [event, ...]}  one message; an event is {"type": class, field: value},
@@ -48,8 +49,11 @@ def event(record):
 
 
 config = json.loads(sys.argv[1])
+also = config.pop("bind", None)
 publisher = kv_events.ZmqEventPublisher(data_parallel_rank=config.pop("data_parallel_rank", 0), **config)
 lossy = publisher._pub = Lossy(publisher._pub)
+if also:
+    lossy.bind(also)  # Nothing is published yet, so nobody else uses the socket.
 replay = publisher._replay.getsockopt_string(zmq.LAST_ENDPOINT) if publisher._replay else ""
 print(json.dumps({"events": lossy.getsockopt_string(zmq.LAST_ENDPOINT), "replay": replay}), flush=True)
 for line in sys.stdin:

@@ -214,11 +214,17 @@ func (s *service) eventually(what string, ok func() bool) {
 // holds waits until so many tokens of the prompt are cached.
 func (s *service) holds(prompt int, want scoring.Tokens) {
 	s.t.Helper()
+	s.holdsFor(s.endpoint, prompt, "", "", want)
+}
+
+// holdsFor is holds at an endpoint, for a model with a salt.
+func (s *service) holdsFor(endpoint scoring.Endpoint, prompt int, model, salt string, want scoring.Tokens) {
+	s.t.Helper()
 	ids := append(tokens(prompt, 200), 1)
 	n := scoring.Tokens(len(ids))
-	p := &scoring.Prompt{Sequences: []scoring.Sequence{{TokenIDs: ids, Length: n, Usable: n, Copies: 1}}}
+	p := &scoring.Prompt{Model: model, Salt: salt, Sequences: []scoring.Sequence{{TokenIDs: ids, Length: n, Usable: n, Copies: 1}}}
 	s.eventually(fmt.Sprintf("prompt %d: %d tokens cached", prompt, want), func() bool {
-		row := s.Match(p, []scoring.Endpoint{s.endpoint})[0]
+		row := s.Match(p, []scoring.Endpoint{endpoint})[0]
 		return row != nil && row[0].Cached == want
 	})
 }
@@ -259,11 +265,24 @@ func TestEngineBinds(t *testing.T) {
 			if c.BadFrames != 0 || c.Restarts != 0 || len(c.Cleared) != 0 || c.Replays == 0 || c.FailedReplays != 0 {
 				t.Errorf("%+v", c)
 			}
-			salted := stored(4, 0, 32, digest)
-			salted["lora_id"], salted["lora_name"] = 7, "adapter"
-			e.do(map[string]any{"publish": []any{salted, stored(5, 0, 16, digest)}})
+			// An adapter's blocks are its own, where its name is told; salts are told
+			// by the newer one alone.
+			tuned := stored(4, 0, 32, digest)
+			tuned["lora_id"], tuned["lora_name"] = 7, "adapter"
+			salted := stored(6, 0, 32, digest)
+			salted["extra_keys"] = []any{[]any{"s"}, nil}
+			e.do(map[string]any{"publish": []any{tuned, salted, stored(5, 0, 16, digest)}})
 			s.holds(5, 16)
 			s.holds(4, 0)
+			with := s.endpoint
+			with.Adapters = []string{"adapter"}
+			if version == "0.10.2" {
+				s.holdsFor(with, 4, "adapter", "", 0)
+			} else {
+				s.holdsFor(with, 4, "adapter", "", 32)
+				s.holdsFor(with, 6, "", "s", 32)
+				s.holds(6, 0)
+			}
 			e.do(map[string]any{"publish": []any{map[string]any{"type": "AllBlocksCleared"}}})
 			s.holds(1, 0)
 			if n := s.Status()[0].Blocks["gpu"]; n != 0 {
@@ -302,5 +321,91 @@ func TestEngineConnects(t *testing.T) {
 			s.holds(2, 32)
 			s.holds(1, 0)
 		})
+	}
+}
+
+// An engine that connects loses what it publishes before we have subscribed, and
+// keeps it for whoever asks: nothing is missing in the end.
+func TestEngineConnectsAndReplays(t *testing.T) {
+	for _, version := range []string{"0.10.2", "0.32.0"} {
+		t.Run(version, func(t *testing.T) {
+			s := start(t, scoring.EventFeed{Endpoint: "tcp://127.0.0.1:0", Bind: true})
+			s.eventually("bound", func() bool { st := s.Status(); return len(st) == 1 && st[0].Address != "tcp://127.0.0.1:0" })
+			address := s.Status()[0].Address
+			e := startEngine(t, version, map[string]any{"endpoint": address, "replay_endpoint": "tcp://127.0.0.1:*"})
+			e.do(map[string]any{"publish": []any{stored(1, 0, 64, true)}})
+			// Where it can be asked is known now: the same endpoint, told anew.
+			s.endpoint.Cache.Events = scoring.EventFeed{Endpoint: address, Bind: true, Replay: e.Replay}
+			s.SetEndpoints([]scoring.Endpoint{s.endpoint})
+			s.holds(1, 64)
+			e.do(map[string]any{"publish": []any{stored(1, 64, 96, true)}})
+			s.eventually("it is heard live", func() bool {
+				e.do(map[string]any{"publish": []any{stored(2, 0, 16, true)}})
+				return s.Status()[0].Counts.Batches >= 3
+			})
+			s.holds(1, 96)
+			if c := s.Status()[0].Counts; c.Restarts != 0 || len(c.Cleared) != 0 || c.BadFrames != 0 {
+				t.Errorf("%+v", c)
+			}
+		})
+	}
+}
+
+// The next life of an engine that binds is at the same address and counts from 0
+// again: what the old one held is forgotten.
+func TestEngineThatBindsRestarts(t *testing.T) {
+	for _, version := range []string{"0.10.2", "0.32.0"} {
+		t.Run(version, func(t *testing.T) {
+			config := map[string]any{"endpoint": "tcp://127.0.0.1:*"}
+			first := startEngine(t, version, config)
+			s := start(t, scoring.EventFeed{Endpoint: first.Events})
+			// More than the next life can lose before we are connected again.
+			s.eventually("it is heard", func() bool {
+				first.do(map[string]any{"publish": []any{stored(1, 0, 64, false)}})
+				st := s.Status()
+				return len(st) == 1 && st[0].Counts.Batches >= 300
+			})
+			s.holds(1, 64)
+			first.wait()
+			config["bind"] = first.Events
+			second := startEngine(t, version, config)
+			s.eventually("the next life is seen", func() bool {
+				second.do(map[string]any{"publish": []any{stored(2, 0, 32, false)}})
+				return s.Status()[0].Counts.Restarts == 1
+			})
+			s.holds(1, 0)
+			s.holds(2, 32)
+		})
+	}
+}
+
+// Engines that connect to one address of ours are told apart by their topics.
+func TestTopicsTellEnginesApart(t *testing.T) {
+	s := start(t, scoring.EventFeed{Endpoint: "tcp://127.0.0.1:0", Bind: true, Topic: "a"})
+	s.eventually("bound", func() bool { st := s.Status(); return len(st) == 1 && st[0].Address != "tcp://127.0.0.1:0" })
+	address := s.Status()[0].Address
+	second := s.endpoint
+	second.ID, second.Name = 2, "second"
+	// Both by the same words: an address is shared by those that write it alike.
+	second.Cache.Events.Topic = "b"
+	s.SetEndpoints([]scoring.Endpoint{s.endpoint, second})
+	s.eventually("both are followed", func() bool { st := s.Status(); return len(st) == 2 && st[1].Address == address })
+	a := startEngine(t, "0.32.0", map[string]any{"endpoint": address, "topic": "a"})
+	b := startEngine(t, "0.10.2", map[string]any{"endpoint": address, "topic": "b"})
+	stranger := startEngine(t, "0.32.0", map[string]any{"endpoint": address, "topic": "c"})
+	s.eventually("all are heard", func() bool {
+		a.do(map[string]any{"publish": []any{stored(1, 0, 32, true)}})
+		b.do(map[string]any{"publish": []any{stored(2, 0, 32, true)}})
+		stranger.do(map[string]any{"publish": []any{stored(3, 0, 32, true)}})
+		st := s.Status()
+		return st[0].Counts.Batches > 0 && st[1].Counts.Batches > 0 && s.Strays() > 0
+	})
+	for _, want := range []struct {
+		endpoint scoring.Endpoint
+		held     [3]scoring.Tokens
+	}{{s.endpoint, [3]scoring.Tokens{32, 0, 0}}, {second, [3]scoring.Tokens{0, 32, 0}}} {
+		for i, tokens := range want.held {
+			s.holdsFor(want.endpoint, i+1, "", "", tokens)
+		}
 	}
 }
