@@ -191,7 +191,11 @@ func (d *document) closeAll(i int) (int, error) {
 func (d *document) close(i int) int {
 	at := d.stack[len(d.stack)-1]
 	d.stack = d.stack[:len(d.stack)-1]
-	if d.shallow && len(d.stack) > 0 {
+	switch {
+	case d.shallow && len(d.stack) > 1:
+		d.nodes = d.nodes[:at]
+		return i + 1
+	case d.shallow && len(d.stack) == 1:
 		d.nodes = d.nodes[:at+1]
 	}
 	d.nodes[at].end, d.nodes[at].next = offset(i+1), offset(len(d.nodes))

@@ -187,3 +187,50 @@ func FuzzDocument(f *testing.F) {
 	}
 	f.Fuzz(compareWithTwin)
 }
+
+// TestStringsAtEveryPlace: strings are read eight bytes at a time, so each escape
+// and each fault must be seen wherever it stands.
+func TestStringsAtEveryPlace(t *testing.T) {
+	escapes := []string{`\n`, `\"`, `\\`, `\/`, `\u00e9`, `\ud83e\udd8a`, `\u0041`, "é", "🦊", "\x7f", "\u0080"}
+	for length := range 40 {
+		for at := range length + 1 {
+			before, after := strings.Repeat("a", at), strings.Repeat("b", length-at)
+			for _, escape := range escapes {
+				compareWithTwin(t, `"`+before+escape+after+`"`)
+				compareWithTwin(t, `"`+before+escape+escape+after+escape+`"`)
+			}
+			var d document
+			text := `"` + before + "\n" + after + `"`
+			var fault *syntaxError
+			if err := d.parse([]byte(text)); !errors.As(err, &fault) || fault.offset != at+1 || fault.reason != "Invalid control character at" {
+				t.Fatalf("%q: %v", text, err)
+			}
+			if err := d.parse([]byte(`"` + before + `\`)); !errors.As(err, &fault) || fault.reason != "Unterminated string starting at" {
+				t.Fatalf("a backslash after %d bytes: %v", at, err)
+			}
+		}
+	}
+}
+
+// TestTapeIsBounded: a body of nothing but tiny values is given up, and a shallow
+// document keeps few; a prompt of a million ids is neither.
+func TestTapeIsBounded(t *testing.T) {
+	for _, test := range []struct {
+		name, text string
+		shallow    bool
+		want       error
+		nodes      int
+	}{
+		{"a million ids", `{"prompt":[` + strings.Repeat("1,", 1<<20) + `1]}`, false, nil, 1<<20 + 4},
+		{"tiny values", `[` + strings.Repeat("0,", 10<<20) + `0]`, false, errTooMany, maxValues},
+		{"tiny values, kept none", `[[` + strings.Repeat("0,", 10<<20) + `0]]`, true, errTooMany, 2},
+		{"tiny lists, kept none", `[[` + strings.Repeat("[],", 10<<20) + `0]]`, true, errTooMany, 3},
+		{"many members", `{` + strings.Repeat(`"a":1,`, 4<<20) + `"a":1}`, true, errTooMany, maxMembers + 1},
+		{"many members in full", `{` + strings.Repeat(`"a":1,`, 4<<20) + `"a":1}`, false, errTooMany, maxValues},
+	} {
+		d := document{shallow: test.shallow}
+		if err := d.parse([]byte(test.text)); !errors.Is(err, test.want) || len(d.nodes) > test.nodes {
+			t.Errorf("%s: %v with %d nodes, want %v with at most %d", test.name, err, len(d.nodes), test.want, test.nodes)
+		}
+	}
+}
