@@ -2,6 +2,8 @@ package extproc
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,12 +32,20 @@ type asker struct {
 	// picked is how many decisions there were when done was called.
 	picked func() int
 
-	asked int
-	done  []int // picked at each call of done
+	asked atomic.Int32
+	mu    sync.Mutex // guards done
+	done  []int      // picked at each call of done
+}
+
+// dones are picked at each call of done so far.
+func (a *asker) dones() []int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.done
 }
 
 func (a *asker) ask(ctx context.Context, _ *scoring.Prompt) func() {
-	a.asked++
+	a.asked.Add(1)
 	if a.deaf {
 		time.Sleep(a.takes)
 	} else {
@@ -44,7 +54,12 @@ func (a *asker) ask(ctx context.Context, _ *scoring.Prompt) func() {
 		case <-ctx.Done():
 		}
 	}
-	return func() { a.done = append(a.done, a.picked()) }
+	return func() {
+		n := a.picked()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.done = append(a.done, n)
+	}
 }
 
 // Whoever is asked what is cached, the request is routed in time, and the
@@ -52,20 +67,24 @@ func (a *asker) ask(ctx context.Context, _ *scoring.Prompt) func() {
 func TestAsk(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		asker asker
+		asker *asker
 		after time.Duration // to the decision
 		late  float64
 	}{
-		{"at once", asker{}, 0, 0},
-		{"in time", asker{takes: 400 * time.Millisecond}, 400 * time.Millisecond, 0},
-		{"until the deadline", asker{takes: time.Minute}, 500 * time.Millisecond, 1},
-		{"past the deadline", asker{takes: time.Minute, deaf: true}, 500 * time.Millisecond, 1},
+		{"at once", &asker{}, 0, 0},
+		{"in time", &asker{takes: 400 * time.Millisecond}, 400 * time.Millisecond, 0},
+		{"until the deadline", &asker{takes: time.Minute}, 500 * time.Millisecond, 1},
+		{"past the deadline", &asker{takes: time.Minute, deaf: true}, 500 * time.Millisecond, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &c.asker
+				source := c.asker
 				f := newFixture(t, pool(2), func(_ *Config, d *Deps) { d.Encoder, d.Ask = encoderFunc(encodeIDs), source.ask })
-				source.picked = func() int { return len(f.decided) }
+				source.picked = func() int {
+					f.mu.Lock()
+					defer f.mu.Unlock()
+					return len(f.decided)
+				}
 				stream := f.open(t, buffered, streamed)
 				stream.one(t, completion())
 				began := time.Now()
@@ -79,8 +98,9 @@ func TestAsk(t *testing.T) {
 				if header(answers[len(answers)-1], envoy.HeaderEndpoint) == "" {
 					t.Errorf("answers: %v", answers)
 				}
-				if source.asked != 1 || len(source.done) != 1 || source.done[0] != 1 {
-					t.Errorf("asked %d times, done after decisions %v, want one after the first", source.asked, source.done)
+				// Who is late is done whenever it is: nobody reads the answer.
+				if done := source.dones(); source.asked.Load() != 1 || len(done) != 1 || c.late == 0 && done[0] != 1 {
+					t.Errorf("asked %d times, done after decisions %v, want one after the first", source.asked.Load(), done)
 				}
 				if n := testutil.ToFloat64(f.metrics.fallbacks.WithLabelValues(causeAsk)); n != c.late {
 					t.Errorf("counted late %v times, want %v", n, c.late)
@@ -135,8 +155,8 @@ func TestAskFails(t *testing.T) {
 		stream := f.open(t, buffered, streamed)
 		stream.one(t, completion())
 		stream.one(t, reqBody("{}", true))
-		if source.asked != 0 || len(f.decided) != 1 {
-			t.Errorf("asked %d times for a prompt without token ids, %d decisions", source.asked, len(f.decided))
+		if source.asked.Load() != 0 || len(f.decided) != 1 {
+			t.Errorf("asked %d times for a prompt without token ids, %d decisions", source.asked.Load(), len(f.decided))
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -148,8 +168,8 @@ func TestAskFails(t *testing.T) {
 		stream.hangUp()
 		<-stream.done
 		synctest.Wait()
-		if len(f.decided) != 0 || len(source.done) != 1 || testutil.ToFloat64(f.metrics.fallbacks.WithLabelValues(causeAsk)) != 0 {
-			t.Errorf("%d decisions for a client that left, done %d times", len(f.decided), len(source.done))
+		if len(f.decided) != 0 || len(source.dones()) != 1 || testutil.ToFloat64(f.metrics.fallbacks.WithLabelValues(causeAsk)) != 0 {
+			t.Errorf("%d decisions for a client that left, done %d times", len(f.decided), len(source.dones()))
 		}
 	})
 }

@@ -24,7 +24,7 @@ type Config struct {
 	// Fleet says how the servers make their keys.
 	Fleet `yaml:",inline"`
 	// MaxKeys is the most keys kept with listen, one for each chunk and rank,
-	// about 600 bytes each. Past it the longest unused are forgotten and counted.
+	// about 500 bytes each. Past it the longest unused are forgotten and counted.
 	MaxKeys int `yaml:"max_keys"`
 	// BodyLimit is the largest report in bytes; a longer one is answered 413. A
 	// chunk of 256 tokens takes about 2 KB.
