@@ -38,7 +38,7 @@ type fork struct {
 	real string
 	ours *coordinator.Directory
 
-	mu     sync.Mutex // guards the following
+	mu     sync.Mutex // both get requests in one order; guards counts
 	counts map[string]int
 }
 
@@ -56,6 +56,8 @@ func (f *fork) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // both asks both and returns the real one's answer.
 func (f *fork) both(method, path string, body []byte) (int, []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	request, err := http.NewRequest(method, f.real+path, bytes.NewReader(body))
 	if err != nil {
 		f.t.Error(err)
@@ -81,8 +83,6 @@ func (f *fork) both(method, path string, body []byte) (int, []byte) {
 			f.t.Errorf("%s %s %.200s (-real +ours):\n%s", method, path, body, diff)
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.counts[method+" "+path]++
 	return response.StatusCode, want
 }
