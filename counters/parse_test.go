@@ -201,7 +201,7 @@ func FuzzParse(f *testing.F) {
 		if r.PrefixHits > largest || r.PrefixQueries > largest || r.PromptTokens > largest {
 			t.Errorf("too large to be counted on: %+v", r)
 		}
-		if r.restarted(&r) {
+		if r.ofAnother(&r) {
 			t.Errorf("restarted since itself: %+v", r)
 		}
 		if _, err := json.Marshal(r); err != nil {

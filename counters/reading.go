@@ -14,6 +14,9 @@ type Reading struct {
 	At time.Time `json:"at"`
 	// Started is when the engine's process began.
 	Started time.Time `json:"started,omitzero"`
+	// Several: more than one process answers behind the address. What each
+	// counts, and when it began, is left out.
+	Several bool `json:"several_processes,omitempty"`
 
 	// CapacityTokens is how many tokens the cache on the GPU holds, HostTokens
 	// the one in the host's memory, summed over ranks.
@@ -70,9 +73,9 @@ const (
 // follows the clock. No engine is back sooner after its end.
 const startJitter = 1500 * time.Millisecond
 
-// restarted reports whether r is of another process than before: its start
+// ofAnother reports whether r is of another process than before: its start
 // moved, or it counted less.
-func (r *Reading) restarted(before *Reading) bool {
+func (r *Reading) ofAnother(before *Reading) bool {
 	if !r.Started.IsZero() && !before.Started.IsZero() && r.Started.Sub(before.Started).Abs() > startJitter {
 		return true
 	}

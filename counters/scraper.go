@@ -19,9 +19,9 @@ const maxBody = 8 << 20
 type Fetch func(ctx context.Context, id scoring.EndpointID, path string, limit int64) ([]byte, error)
 
 // Observer gets each new reading of an endpoint. Restarted: the engine began
-// anew since the last one, with nothing cached. Of one endpoint never two come
-// at a time, of several they may. A last one may come just after SetEndpoints
-// left the endpoint out. It must not block for long.
+// anew since the last one, with nothing cached; never where r.Several. Of one
+// endpoint never two come at a time, of several they may. A last one may come
+// just after SetEndpoints left the endpoint out. It must not block for long.
 type Observer func(id scoring.EndpointID, r Reading, restarted bool)
 
 // Scraper reads the counters of all endpoints, each in its own time. Safe for
@@ -44,8 +44,9 @@ type target struct {
 	endpoint scoring.Endpoint
 	// cancel ends its loop; nil before Run started one.
 	cancel context.CancelFunc
-	// last is the newest reading; nil before the first.
-	last *Reading
+	// last is the newest reading, shown what is told of it; nil before the first.
+	last, shown *Reading
+	lives       lives
 	// fault is why the last try failed; nil if it did not.
 	fault error
 	// silent is true once the log told of the present fault.
@@ -133,9 +134,9 @@ func (s *Scraper) follow(ctx context.Context, t *target) {
 		if err != nil {
 			s.failed(ctx, t, err)
 		} else {
-			restarted := s.read(t, &r)
+			shown, restarted := s.read(t, &r)
 			for _, tell := range s.observers {
-				tell(id, r, restarted)
+				tell(id, shown, restarted)
 			}
 		}
 		// A tenth at random keeps engines from being asked all at once, and
@@ -176,37 +177,37 @@ func (s *Scraper) failed(ctx context.Context, t *target, err error) {
 		"endpoint", e.Name, "address", e.Address, "path", s.cfg.Path, "error", err)
 }
 
-// read records a reading and reports whether it is of a new process.
-func (s *Scraper) read(t *target, r *Reading) (restarted bool) {
+// read records a reading and returns what is to be told of it, and whether it
+// is of a new process.
+func (s *Scraper) read(t *target, r *Reading) (shown Reading, restarted bool) {
 	s.mu.Lock()
-	before, first := t.last, t.last == nil
-	restarted = !first && r.restarted(before)
-	t.last, t.fault, t.silent = r, nil, false
+	before, was := t.last, t.shown
+	first := before == nil
+	restarted = !first && r.ofAnother(before)
+	t.last, t.shown, t.fault, t.silent = r, r, nil, false
+	if !first && t.lives.several(r, before, restarted) {
+		t.shown, restarted = r.ofSeveral(), false
+	}
+	shown = *t.shown
 	t.scrapes++
 	if restarted {
 		t.restarts++
 	}
 	e := t.endpoint
 	s.mu.Unlock()
-	if restarted {
-		s.log.Info("engine was restarted; it has nothing cached", "endpoint", e.Name, "address", e.Address, "started", r.Started, "before", before.Started)
+	log := s.log.With("endpoint", e.Name, "address", e.Address)
+	switch {
+	case restarted:
+		log.Info("engine was restarted; it has nothing cached", "started", r.Started, "before", before.Started)
+	case shown.Several && !was.Several:
+		log.Warn("several engine processes answer behind one address; neither restarts nor counts are believed of them, and no cache can be predicted well; give each engine an entry of its own")
+	case !first && was.Several && !shown.Several:
+		log.Info("one engine process alone has answered for some time; its restarts and counts are believed again")
 	}
 	if r.PrefixCaching == SwitchOff && (first || before.PrefixCaching != SwitchOff) {
-		s.log.Warn("engine reuses nothing of what it computed; start it with --enable-prefix-caching", "endpoint", e.Name, "address", e.Address)
+		log.Warn("engine reuses nothing of what it computed; start it with --enable-prefix-caching")
 	}
-	return restarted
-}
-
-// Reading is the newest of an endpoint; ok is false where there is none yet.
-func (s *Scraper) Reading(id scoring.EndpointID) (r Reading, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.targets {
-		if t.endpoint.ID == id && t.last != nil {
-			return *t.last, true
-		}
-	}
-	return Reading{}, false
+	return shown, restarted
 }
 
 // Status is what is known of one endpoint, for people.
@@ -229,7 +230,7 @@ func (s *Scraper) Status() []Status {
 	defer s.mu.Unlock()
 	list := make([]Status, 0, len(s.targets))
 	for _, t := range s.targets {
-		row := Status{Endpoint: t.endpoint.ID, Name: t.endpoint.Name, Reading: t.last, Scrapes: t.scrapes, Faults: t.faults, Restarts: t.restarts}
+		row := Status{Endpoint: t.endpoint.ID, Name: t.endpoint.Name, Reading: t.shown, Scrapes: t.scrapes, Faults: t.faults, Restarts: t.restarts}
 		if t.fault != nil {
 			row.Fault = t.fault.Error()
 		}

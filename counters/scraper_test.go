@@ -78,6 +78,16 @@ func (f *fleet) of(id scoring.EndpointID) (asked int, told []bool) {
 	return f.asked[id], slices.Clone(f.told[id])
 }
 
+// reading is the newest of an endpoint, as the status shows it.
+func (f *fleet) reading(id scoring.EndpointID) (r Reading, ok bool) {
+	for _, row := range f.Status() {
+		if row.Endpoint == id && row.Reading != nil {
+			return *row.Reading, true
+		}
+	}
+	return Reading{}, false
+}
+
 // answer sets what an engine says from now on.
 func (f *fleet) answer(id scoring.EndpointID, text string, err error) {
 	f.mu.Lock()
@@ -125,10 +135,10 @@ func TestReadsEachEndpointAtItsInterval(t *testing.T) {
 		f.answer(2, counted(time.Now(), 20), nil)
 		f.run(t)
 		synctest.Wait()
-		if r, ok := f.Reading(1); !ok || r.PrefixQueries != 10 || !r.At.Equal(time.Now()) {
+		if r, ok := f.reading(1); !ok || r.PrefixQueries != 10 || !r.At.Equal(time.Now()) {
 			t.Errorf("not read at once: %+v", r)
 		}
-		if _, ok := f.Reading(2); ok {
+		if _, ok := f.reading(2); ok {
 			t.Error("a reading of an endpoint that is not there")
 		}
 		f.endpoints(1, 2)
@@ -146,7 +156,7 @@ func TestReadsEachEndpointAtItsInterval(t *testing.T) {
 		if again, _ := f.of(1); again != n {
 			t.Error("an endpoint that is gone is still asked")
 		}
-		if _, ok := f.Reading(1); ok || len(f.Status()) != 1 {
+		if _, ok := f.reading(1); ok || len(f.Status()) != 1 {
 			t.Error("an endpoint that is gone is still known")
 		}
 	})
@@ -207,7 +217,7 @@ func TestRestartIsSeen(t *testing.T) {
 				// While it starts it does not answer; that alone says nothing.
 				f.answer(1, "", errors.New("connection refused"))
 				pass(10 * time.Second)
-				if _, ok := f.Reading(1); !ok || f.Status()[0].Fault == "" {
+				if _, ok := f.reading(1); !ok || f.Status()[0].Fault == "" {
 					t.Error("the reading is lost with an engine that does not answer, or the fault is not told")
 				}
 				f.answer(1, tt.after, nil)
@@ -227,6 +237,73 @@ func TestRestartIsSeen(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Engines behind one address answer by turns: that is said once, and is no
+// restart again and again.
+func TestSeveralProcessesAreNoRestarts(t *testing.T) {
+	began := time.Unix(1_700_000_000, 0)
+	plain := func(prompt int) string { return fmt.Sprintf("vllm:prompt_tokens_total %d\n", prompt) }
+	tests := []struct {
+		name string
+		// turns are answers one after the other; then the last goes on alone.
+		turns    []string
+		restarts uint64 // believed at most, before it is known
+	}{
+		{"two, round robin", []string{counted(began, 10), counted(began.Add(time.Hour), 5)}, 1},
+		{"three, with one more often", []string{counted(began, 10), counted(began.Add(time.Hour), 5), counted(began, 11), counted(began.Add(-time.Hour), 90)}, 1},
+		{"no starts told", []string{plain(900), plain(50)}, maxChanges - 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(DefaultConfig())
+				turn := 0
+				f.answers[1] = func(context.Context) (string, error) {
+					turn++
+					return tt.turns[turn%len(tt.turns)], nil
+				}
+				f.endpoints(1)
+				f.run(t)
+				pass(10 * time.Minute)
+				row := f.Status()[0]
+				if !row.Reading.Several || row.Restarts > tt.restarts {
+					t.Errorf("%d restarts, want at most %d: %+v", row.Restarts, tt.restarts, row.Reading)
+				}
+				if r := row.Reading; r.Counted || r.PrefixQueries+r.PromptTokens > 0 || !r.Started.IsZero() {
+					t.Errorf("counts of one of several: %+v", r)
+				}
+				if n := strings.Count(f.logged(), "several engine processes"); n != 1 {
+					t.Errorf("logged %d times:\n%s", n, f.logged())
+				}
+				f.answer(1, tt.turns[0], nil)
+				pass(severalFor + time.Minute)
+				f.answer(1, counted(began.Add(24*time.Hour), 1), nil)
+				pass(time.Minute)
+				if again := f.Status()[0]; again.Reading.Several || again.Restarts != row.Restarts+1 {
+					t.Errorf("after one was alone for long, %d restarts, want one more than %d: %+v", again.Restarts, row.Restarts, again.Reading)
+				}
+			})
+		})
+	}
+}
+
+// An engine that is restarted now and then stays one.
+func TestRestartsAreNotSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(DefaultConfig())
+		f.endpoints(1)
+		f.answer(1, counted(time.Now(), 10), nil)
+		f.run(t)
+		for range 40 {
+			pass(30 * time.Second)
+			f.answer(1, counted(time.Now(), 10), nil)
+		}
+		pass(30 * time.Second)
+		if row := f.Status()[0]; row.Restarts != 40 || row.Reading.Several {
+			t.Errorf("%d restarts of 40: %+v", row.Restarts, row.Reading)
+		}
+	})
 }
 
 // A fault is logged once until it is over; one of an engine that is not ready

@@ -35,12 +35,12 @@ func newHeld(name string, cfg Config) *held {
 	return h
 }
 
-// setReady forgets what was routed before an endpoint was down that tells
-// nothing by its counters.
+// setReady forgets what was routed before an endpoint was down whose counters
+// do not tell whether it is the same as before.
 func (h *held) setReady(ready bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if ready && h.down && h.told == nil {
+	if ready && h.down && (h.told == nil || h.told.Several) {
 		h.forgetLocked()
 	}
 	h.down = !ready
@@ -102,7 +102,7 @@ func (h *held) observe(r *counters.Reading, restarted bool) (before, now float64
 	last := h.told
 	h.told = r
 	switch {
-	case restarted, last != nil && r.CacheResets > last.CacheResets:
+	case restarted, last != nil && !last.Several && r.CacheResets > last.CacheResets:
 		h.forgetLocked()
 	case last != nil && r.Counted && last.Counted:
 		h.guard.counted(r.PrefixHits+r.ExternalHits-last.PrefixHits-last.ExternalHits, r.Ranks)
@@ -146,11 +146,11 @@ func (h *held) foundLocked(blocks int, length scoring.Tokens) scoring.Tokens {
 // decided puts the blocks of a prompt on top, its first block topmost: a prefix
 // must outlive what follows it.
 func (h *held) decided(r *scoring.Reservation, p *scoring.Prompt, root uint64) {
+	chains := chainsOf(p, root)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var predicted prediction
-	for s := range p.Sequences {
-		chain := chainOf(&p.Sequences[s], root)
+	for s, chain := range chains {
 		upTo := h.blocks.leading(chain)
 		predicted.believed += h.foundLocked(upTo[inHost], p.Sequences[s].Length)
 		predicted.all += h.foundLocked(upTo[doubted], p.Sequences[s].Length)
@@ -163,10 +163,11 @@ func (h *held) decided(r *scoring.Reservation, p *scoring.Prompt, root uint64) {
 
 // computed puts the blocks of a prompt on top and marks them as held.
 func (h *held) computed(p *scoring.Prompt, root uint64) {
+	chains := chainsOf(p, root)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for s := range p.Sequences {
-		h.putLocked(chainOf(&p.Sequences[s], root), true)
+	for _, chain := range chains {
+		h.putLocked(chain, true)
 	}
 }
 

@@ -180,3 +180,13 @@ func chainOf(s *scoring.Sequence, root uint64) []uint64 {
 	}
 	return chain
 }
+
+// chainsOf has chainOf of each sequence. Hashing takes longer than all that is
+// done with it, so nobody holds a lock meanwhile.
+func chainsOf(p *scoring.Prompt, root uint64) [][]uint64 {
+	chains := make([][]uint64, len(p.Sequences))
+	for s := range p.Sequences {
+		chains[s] = chainOf(&p.Sequences[s], root)
+	}
+	return chains
+}

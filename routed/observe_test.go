@@ -118,6 +118,28 @@ func TestReadyAgain(t *testing.T) {
 	}
 }
 
+// What one of several processes counts says neither that its cache was reset
+// nor that the endpoint is the same as before.
+func TestSeveralProcesses(t *testing.T) {
+	p := prompt(1, 1000)
+	f := newFleet(t, 10_000)
+	f.endpoints(1)
+	f.observe(counters.Reading{CacheResets: 2}, false)
+	f.serve(p)
+	f.observe(counters.Reading{Several: true}, false)
+	f.observe(counters.Reading{CacheResets: 2}, false)
+	if f.held(1, p) == 0 {
+		t.Error("forgotten when one of several was alone again")
+	}
+	f.observe(counters.Reading{Several: true}, false)
+	for _, ready := range []bool{false, true} {
+		f.memory.SetEndpoints([]scoring.Endpoint{{ID: 1, Address: "e1", Ready: ready}})
+	}
+	if f.held(1, p) != 0 {
+		t.Error("held by an endpoint that was down, and whose counters tell nothing")
+	}
+}
+
 // What should have left the GPU by now is in the host's memory, at its price.
 func TestHostTier(t *testing.T) {
 	f := fleetOf(t, Config{CapacityTokens: 10 * block, HostTokens: 20 * block, HostSecondsPerToken: 1e-5})

@@ -57,4 +57,9 @@ func TestServeReadsCounters(t *testing.T) {
 	if metrics := get(t, b, "/metrics", nil); !strings.Contains(metrics, `firsttoken_engine_restarts_total{endpoint="counts"} 1`) {
 		t.Error("/metrics does not tell of the restart")
 	}
+	start.Add(-60)
+	several := awaitStatus(t, b, func(s status) bool { return len(s.Fleet) == 2 && len(s.Fleet[0].Findings) > 0 })
+	if f := several.Fleet[0].Findings[0]; !strings.Contains(f.Fault, "several engine processes") || several.Fleet[0].Counters.Restarts != 1 {
+		t.Errorf("/status of several engines: %+v, %+v", f, several.Fleet[0].Counters)
+	}
 }

@@ -58,7 +58,7 @@ func (s *service) check() *fidelity.Checker {
 		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},
 	}
 	return fidelity.New(sources, memory, fidelity.Options{
-		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs, s.findStoreOnly}, Now: time.Now, Log: s.log,
+		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs, s.findStoreOnly, s.findSeveral}, Now: time.Now, Log: s.log,
 	})
 }
 
@@ -86,7 +86,7 @@ func (s *service) lmcacheSource() fidelity.Source {
 			Stale:  "restart the engine: an LMCache worker that lost its controller does not report again without a heartbeat (lmcache_worker_heartbeat_time)",
 			Empty:  "see that LMCache stores at all: local_cpu: true with max_local_cpu_size above 0, and the connector with kv_role kv_both",
 			Keys: "make lmcache.keys (or the endpoint's lmcache.groups) what the engine runs with: chunk_size, algorithm (LMCache's pre_caching_hash_algorithm), " +
-				"lmcache_version, vllm_version, python_version, and pythonhashseed, with PYTHONHASHSEED=0 in every engine's environment; builtin without PYTHONHASHSEED cannot be matched at all",
+				"lmcache_version, vllm_version, python_version, and pythonhashseed, with PYTHONHASHSEED=0 in every engine's environment: without it a NONE_HASH is random, which only hashing: auto with algorithm builtin works out, anew after each restart",
 			Gone: "LMCache tells of chunks that the engine does not load: see the engine's log for LMCache errors, and that it has the connector with kv_role kv_both",
 		},
 	}
