@@ -152,7 +152,7 @@ func (c *Checker) Counted(id scoring.EndpointID, r counters.Reading, restarted b
 		}
 		h.beginLocked(&r)
 		return
-	case r.At.Sub(before.At) > windowAge:
+	case r.At.Sub(before.At) > windowAge, !tellHits(before, &r):
 		h.beginLocked(&r)
 		return
 	case h.sum.requests < windowRequests:
@@ -167,6 +167,11 @@ func (c *Checker) Counted(id scoring.EndpointID, r counters.Reading, restarted b
 	h.beginLocked(&r)
 	w.tried = true
 	c.judgeLocked(w, now, &r)
+}
+
+// tellHits reports whether both readings tell what was found.
+func tellHits(before, now *counters.Reading) bool {
+	return before.Counted && now.Counted || before.CachedBySource != nil && now.CachedBySource != nil
 }
 
 // beginLocked begins a window at r. Caller must hold watched.mu.
@@ -243,9 +248,6 @@ func (w *window) slack(larger scoring.Tokens) scoring.Tokens {
 
 // judgeLocked draws conclusions from a window. Caller must hold watched.mu.
 func (c *Checker) judgeLocked(w *watched, now *window, r *counters.Reading) {
-	if !r.Counted && r.CachedBySource == nil {
-		return // The engine tells nothing to compare with.
-	}
 	memory := len(c.sources)
 	// An engine with ranks finds a prefix only in the rank that has it.
 	ranks := scoring.Tokens(max(1, r.Ranks))

@@ -142,3 +142,22 @@ func TestRestartBeginsAWindow(t *testing.T) {
 		t.Errorf("compared over a restart: %+v", row)
 	}
 }
+
+// TestNothingCountedIsNotCompared: an engine that does not tell what it found,
+// or only by now, has found no less than was predicted.
+func TestNothingCountedIsNotCompared(t *testing.T) {
+	f := newFleet(t, 1, func(*fleet) []Source { return nil })
+	for i := range 10 {
+		for range windowRequests {
+			f.serve(promptOf(f.next, 1000))
+		}
+		f.engines[1].reading = counters.Reading{At: f.clock}
+		if i == 9 {
+			f.engines[1].reading.Counted, f.engines[1].reading.PrefixHits = true, 1_000_000
+		}
+		f.checker.Counted(1, f.engines[1].reading, false)
+	}
+	if row := f.row(1, "routed"); row.Predicted != nil {
+		t.Errorf("compared with nothing: %+v", row)
+	}
+}
