@@ -188,7 +188,7 @@ func (d *decider) decide(ctx context.Context, body []byte) (tokens int, err erro
 		},
 		{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: body, EndOfStream: true}}},
 	}}
-	if err := d.server.Process(c); err != nil {
+	if err := d.server.Process(c); err != nil { //nolint:contextcheck // c has it
 		return 0, err
 	}
 	if d.last == nil || d.last.Prompt.Source != scoring.TokensNative || c.out != 2 {
