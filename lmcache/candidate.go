@@ -116,6 +116,24 @@ func (cs *candidates) each(try func(candidate) bool) {
 	}
 }
 
+// builtinAfter is the first candidate that hashes by Python's hash() with such a
+// third item after a NONE_HASH of the hash before.
+func (cs *candidates) builtinAfter(before int64, x extra) (candidate, bool) {
+	for _, c := range cs.schemes {
+		if c.function != builtin || c.extra != x || c.none.size > 0 {
+			continue
+		}
+		h := int64(c.none.n) //nolint:gosec // the bits of a signed integer
+		if !c.none.hashed {
+			h = hashInt(h)
+		}
+		if h == before {
+			return c, true
+		}
+	}
+	return candidate{}, false
+}
+
 // chunkSizes are those to try, base's first.
 func chunkSizes(base int) []int {
 	sizes := first(base, usualChunkSizes)

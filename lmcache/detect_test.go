@@ -164,6 +164,22 @@ func TestDetectSettings(t *testing.T) {
 	}
 }
 
+// TestRecoverNamesTheUsual: keys that arrive while the usual settings are tried
+// are not taken for those of a random NONE_HASH.
+func TestRecoverNamesTheUsual(t *testing.T) {
+	for _, g := range []lmcache.KeyGroup{
+		{ChunkSize: 64, PythonHashSeed: "0"}, {PythonHashSeed: "123"}, {VLLMVersion: "0.9.2"}, {LMCacheVersion: "0.3.15", PythonHashSeed: "42"},
+	} {
+		d := newDetected(t, lmcache.DefaultConfig(), "x")
+		tokens := d.prompt(2000)
+		d.index.Admit(worker("x", 0), cpu, hasher(t, g).Keys(nil, tokens))
+		got := d.Recovered(lmcache.DefaultKeyGroup(), "x", tokens)
+		if want := g.Or(lmcache.DefaultKeyGroup()); got.NoneHash != "" || got.String() != want.String() {
+			t.Errorf("settings {%s}, want {%s}", got, want)
+		}
+	}
+}
+
 // TestDetectGoldens: the keys of real LMCache are recognised, whatever made
 // them.
 func TestDetectGoldens(t *testing.T) {

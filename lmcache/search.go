@@ -167,7 +167,7 @@ func (d *Detector) recover(cs *candidates, id string, s *sample) (found, trouble
 			}
 			c := row.withChunkSize(size)
 			if c.function == builtin {
-				if f, ok := d.recoverBuiltin(c, newest, held, s); ok {
+				if f, ok := d.recoverBuiltin(cs, c, newest, held, s); ok {
 					return f, trouble{}
 				}
 				continue
@@ -190,7 +190,7 @@ func (d *Detector) recover(cs *candidates, id string, s *sample) (found, trouble
 }
 
 // recoverBuiltin works out NONE_HASH from the key of the sample's first chunk.
-func (d *Detector) recoverBuiltin(c candidate, newest []Key, held map[Key]bool, s *sample) (found, bool) {
+func (d *Detector) recoverBuiltin(cs *candidates, c candidate, newest []Key, held map[Key]bool, s *sample) (found, bool) {
 	size := c.chunkSize
 	next := hashTokens(s.tokens[size : 2*size])
 	for _, key := range newest {
@@ -199,6 +199,10 @@ func (d *Detector) recoverBuiltin(c candidate, newest []Key, held map[Key]bool, 
 			continue
 		}
 		before := beforeLink(first, hashTokens(s.tokens[:size]), c.extra)
+		if usual, ok := cs.builtinAfter(before, c.extra); ok {
+			// The keys came while the usual settings were tried.
+			return d.found(usual.withChunkSize(size)), true
+		}
 		c.none = link{n: uint64(before), hashed: true} //nolint:gosec // the bits of a signed integer
 		c.noneText = strconv.FormatInt(before, 10)
 		c.PythonHashSeed, c.NoneHash = SeedUnset, c.noneText
