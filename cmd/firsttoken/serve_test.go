@@ -45,12 +45,18 @@ func fakeEngine(t *testing.T, models string) string {
 // what it prints.
 func startService(t *testing.T, cfg config) bound {
 	t.Helper()
+	return startLoggedService(t, cfg, slog.New(slog.DiscardHandler))
+}
+
+// startLoggedService is startService with a log.
+func startLoggedService(t *testing.T, cfg config, log *slog.Logger) bound {
+	t.Helper()
 	cfg.Server.Listen, cfg.Admin.Listen, cfg.Server.DrainDelay = "127.0.0.1:0", "127.0.0.1:0", 0
 	cfg.LMCache.Controller.Pull, cfg.LMCache.Controller.Reply, cfg.LMCache.Controller.Heartbeat = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	if err := cfg.validate(); err != nil {
 		t.Fatal(err)
 	}
-	s, err := newService(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	s, err := newService(t.Context(), cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}

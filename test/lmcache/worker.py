@@ -2,7 +2,8 @@
 database of an installed LMCache, driven by JSON lines.
 
 Usage: worker.py CONFIG, with CONFIG a JSON object:
-  instance, pull, reply ("host:port"), heartbeat_seconds, receive_timeout_ms.
+  instance, pull, reply ("host:port"), heartbeat_seconds, receive_timeout_ms,
+  and, where they are not LMCache's defaults, chunk_size and algorithm.
 Reads one JSON command a line from stdin and answers each with one JSON line on
 stdout; ends when stdin does. Commands, by "do":
   store  {tokens}: keys of the tokens by the real token database, then admit
@@ -150,6 +151,8 @@ def main():
     config.controller_pull_url = given["pull"]
     config.controller_reply_url = given["reply"]
     config.lmcache_worker_ports = [port]
+    config.chunk_size = given.get("chunk_size", config.chunk_size)
+    config.pre_caching_hash_algorithm = given.get("algorithm", config.pre_caching_hash_algorithm)
     # Up to 0.3.9 the worker takes it for granted; nobody is there.
     config.p2p_host, config.p2p_init_ports = "127.0.0.1", [1]
     config.lmcache_worker_heartbeat_delay_time = 0
