@@ -38,7 +38,8 @@ type Config struct {
 	// CheckInterval is the least time between two comparisons of a model's token
 	// ids with those of one of its engines, by its render or tokenize endpoint.
 	// A few prompts of our own are compared at the start, then a sample of the
-	// requests. Where ids differ, engines are asked for all of them. 0: never.
+	// requests; the longer one takes the engine, the later the next comes (50
+	// times that). Where ids differ, engines are asked for all of them. 0: never.
 	CheckInterval time.Duration `yaml:"check_interval"`
 }
 

@@ -78,6 +78,9 @@ const (
 	// unknownInterval is when engines without the endpoints are asked again, in
 	// intervals.
 	unknownInterval = 12
+	// restShare: after what took an engine a second the next comparison comes no
+	// sooner than so many seconds, whatever the interval.
+	restShare = 50
 	// confirmations is how often a difference must be seen: a template may print
 	// the time, which went on in between.
 	confirmations = 3
@@ -185,7 +188,11 @@ func (c *IDCheck) Step(ctx context.Context, now time.Time) {
 			continue
 		}
 		if base, ok := c.engines.endpoint(m.served.cfg.Name); ok {
+			begin := c.encoder.now()
 			c.step(ctx, now, m, strings.TrimSuffix(base, "/"))
+			if rested := now.Add(restShare * c.encoder.now().Sub(begin)); rested.After(m.next) {
+				m.next = rested
+			}
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/scoring"
 	"github.com/firsttoken/firsttoken/test/shared"
 )
@@ -36,6 +37,7 @@ type twin struct {
 	mu     sync.Mutex // guards the following fields
 	model  *prompt.Model
 	clock  time.Time                                         // the engine's
+	waited time.Duration                                     // for answers
 	calls  int                                               // but for detokenize
 	ready  bool                                              // as the service knows it
 	answer func(w http.ResponseWriter, r *http.Request) bool // true: it answered instead
@@ -44,7 +46,7 @@ type twin struct {
 // newTwin makes one of our model and the engine's.
 func newTwin(t *testing.T, ours, engines prompt.ModelConfig) *twin {
 	t.Helper()
-	w := &twin{model: loadModel(t, engines), clock: noon, now: noon, ready: true}
+	w := &twin{model: engineModel(t, engines), clock: noon, now: noon, ready: true}
 	w.server = httptest.NewServer(http.HandlerFunc(w.serve))
 	t.Cleanup(w.server.Close)
 	cfg := prompt.DefaultConfig()
@@ -58,7 +60,11 @@ func newTwin(t *testing.T, ours, engines prompt.ModelConfig) *twin {
 			defer w.mu.Unlock()
 			return w.server.URL + "/", w.ready
 		},
-		Now: func() time.Time { return noon },
+		Now: func() time.Time {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return noon.Add(w.waited)
+		},
 	}
 	var err error
 	if w.encoder, err = prompt.NewEncoder(cfg, options); err != nil {
@@ -70,6 +76,27 @@ func newTwin(t *testing.T, ours, engines prompt.ModelConfig) *twin {
 	}
 	w.IDCheck = prompt.NewIDCheck(w.encoder, options, prometheus.NewRegistry())
 	return w
+}
+
+// engineModels are those that tests took for their engines, by their settings:
+// a tokenizer takes a second to load. They live as long as the process.
+var engineModels sync.Map
+
+func engineModel(t *testing.T, cfg prompt.ModelConfig) *prompt.Model {
+	t.Helper()
+	key := fmt.Sprintf("%+v", cfg)
+	if m, ok := engineModels.Load(key); ok {
+		return m.(*prompt.Model) //nolint:forcetypeassert // the map holds nothing else
+	}
+	m, err := prompt.LoadModel(cfg)
+	if errors.Is(err, native.ErrNotBuilt) {
+		t.Skip("this build has no native tokenizer")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	engineModels.Store(key, m)
+	return m
 }
 
 func (w *twin) set(change func()) {
@@ -162,11 +189,14 @@ func family(t *testing.T, name string) prompt.ModelConfig {
 	return prompt.ModelConfig{Tokenizer: filepath.Join(shared.Dir(t), "tokenizers", name)}
 }
 
+// anyModel is for what is the same with every family: it takes no time to load.
+func anyModel() prompt.ModelConfig { return prompt.ModelConfig{Tokenizer: smallTokenizer} }
+
 // TestIDsEqual: our own prompts and then requests are compared, and nothing
 // changes.
 func TestIDsEqual(t *testing.T) {
-	for _, name := range []string{"qwen2.5", "llama3.1"} {
-		w := newTwin(t, family(t, name), family(t, name))
+	for name, cfg := range map[string]prompt.ModelConfig{"small": anyModel(), "llama3.1": family(t, "llama3.1")} {
+		w := newTwin(t, cfg, cfg)
 		w.steps(t, 10*time.Second)
 		s := w.status(t)
 		if s.Equal != 5 || s.Checked != 5 {
@@ -189,7 +219,7 @@ func TestIDsEqual(t *testing.T) {
 // with its fix, and its ids are used from then on.
 func TestIDsDiffer(t *testing.T) {
 	dated := func() prompt.ModelConfig {
-		cfg := family(t, "llama3.1")
+		cfg := anyModel()
 		cfg.ChatTemplate = shared.File(t, "tokenizers", "llama3.1", "chat_template.llama3.2.jinja")
 		return cfg
 	}
@@ -198,7 +228,7 @@ func TestIDsDiffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	timedModel := func() prompt.ModelConfig {
-		cfg := family(t, "qwen2.5")
+		cfg := anyModel()
 		cfg.ChatTemplate = timed
 		return cfg
 	}
@@ -211,11 +241,7 @@ func TestIDsDiffer(t *testing.T) {
 		texts         [2]string // what shows on each side
 	}{
 		{
-			name: "template", ours: family(t, "qwen2.5"), engines: func() prompt.ModelConfig {
-				cfg := family(t, "qwen2.5")
-				cfg.ChatTemplate = timed
-				return cfg
-			}(),
+			name: "template", ours: anyModel(), engines: timedModel(),
 			request: "system and user", cause: "chat template", fix: "chat_template", texts: [2]string{"<|im_start|>system", "12:00 You are"},
 		},
 		{
@@ -244,11 +270,11 @@ func TestIDsDiffer(t *testing.T) {
 		},
 		{
 			name: "tokenizer", ours: timedModel(), engines: func() prompt.ModelConfig {
-				cfg := family(t, "deepseek-v3")
-				cfg.ChatTemplate, cfg.AddBOS = timed, "never"
+				cfg := family(t, "qwen2.5")
+				cfg.ChatTemplate = timed
 				return cfg
 			}(),
-			request: "system and user", cause: "tokenizer is another one", fix: "tokenizer folder", texts: [2]string{"France", "France"},
+			request: "system and user", cause: "tokenizer is another one", fix: "tokenizer folder", texts: [2]string{"of F", "of France"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -291,7 +317,7 @@ func TestIDsDiffer(t *testing.T) {
 			}
 
 			// When the engine is set right, this process encodes again.
-			w.set(func() { w.clock, w.model = noon, loadModel(t, c.ours) })
+			w.set(func() { w.clock, w.model = noon, engineModel(t, c.ours) })
 			w.steps(t, 3*20*time.Second+10*time.Second)
 			if s := w.status(t); s.RemoteSince != nil || s.Difference != nil {
 				t.Errorf("still remote: %+v", s)
@@ -309,7 +335,7 @@ func TestIDsDiffer(t *testing.T) {
 // TestIDsOfRequestDiffer: what only a request shows is noticed, kept to be
 // compared again, and its text shown nowhere.
 func TestIDsOfRequestDiffer(t *testing.T) {
-	w := newTwin(t, family(t, "qwen2.5"), family(t, "qwen2.5"))
+	w := newTwin(t, anyModel(), anyModel())
 	wrong := true
 	w.set(func() {
 		w.answer = func(rw http.ResponseWriter, r *http.Request) bool {
@@ -351,7 +377,7 @@ func TestIDsTick(t *testing.T) {
 	if err := os.WriteFile(timed, []byte(`{% for m in messages %}{{ strftime_now("%S") }}{% endfor %}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg := family(t, "qwen2.5")
+	cfg := anyModel()
 	cfg.ChatTemplate = timed
 	w := newTwin(t, cfg, cfg)
 	calls := 0
@@ -373,7 +399,7 @@ func TestIDsTick(t *testing.T) {
 
 // TestIDsUnknown: engines that cannot be compared with change nothing.
 func TestIDsUnknown(t *testing.T) {
-	w := newTwin(t, family(t, "qwen2.5"), family(t, "qwen2.5"))
+	w := newTwin(t, anyModel(), anyModel())
 	for _, c := range []struct {
 		status  int
 		unknown bool
@@ -406,7 +432,7 @@ func TestIDsUnknown(t *testing.T) {
 
 // TestIDsOfOldEngine: one without render has tokenize.
 func TestIDsOfOldEngine(t *testing.T) {
-	w := newTwin(t, family(t, "qwen2.5"), family(t, "qwen2.5"))
+	w := newTwin(t, anyModel(), anyModel())
 	w.set(func() {
 		w.answer = func(rw http.ResponseWriter, r *http.Request) bool {
 			body, _ := io.ReadAll(r.Body)
@@ -443,7 +469,7 @@ func TestIDsOfOldEngine(t *testing.T) {
 // TestIDsAreComparedSeldom: however many requests there are, an engine is asked
 // once in an interval, and never while it is not ready or the check is off.
 func TestIDsAreComparedSeldom(t *testing.T) {
-	w := newTwin(t, family(t, "qwen2.5"), family(t, "qwen2.5"))
+	w := newTwin(t, anyModel(), anyModel())
 	w.set(func() { w.ready = false })
 	w.steps(t, time.Minute)
 	if w.calls != 0 {
@@ -467,6 +493,22 @@ func TestIDsAreComparedSeldom(t *testing.T) {
 	w.steps(t, time.Minute)
 	if w.calls > 1 {
 		t.Errorf("%d calls without a request, or for a huge one", w.calls)
+	}
+}
+
+// TestIDsSpareASlowEngine: what takes an engine long is asked the more seldom.
+func TestIDsSpareASlowEngine(t *testing.T) {
+	w := newTwin(t, anyModel(), anyModel())
+	w.set(func() {
+		w.answer = func(rw http.ResponseWriter, _ *http.Request) bool {
+			w.waited += 2 * time.Second
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+	})
+	w.steps(t, 10*time.Minute)
+	if w.calls < 5 || w.calls > 7 {
+		t.Errorf("an engine that takes 2s was asked %d times in 10m, want 6", w.calls)
 	}
 }
 
@@ -510,6 +552,7 @@ func TestIDsGolden(t *testing.T) {
 		Requests []struct {
 			Name, Path string
 			Body       json.RawMessage
+			Raw        *string
 		}
 		Families map[string][]struct {
 			Name     string
@@ -520,7 +563,11 @@ func TestIDsGolden(t *testing.T) {
 	readGolden(t, "vllm-render.json.gz", &golden)
 	bodies := make(map[string][2]string)
 	for _, r := range golden.Requests {
-		bodies[r.Name] = [2]string{strings.TrimSuffix(r.Path, "/render"), string(r.Body)}
+		body := string(r.Body)
+		if r.Raw != nil {
+			body = *r.Raw
+		}
+		bodies[r.Name] = [2]string{strings.TrimSuffix(r.Path, "/render"), body}
 	}
 	cfg := family(t, "qwen2.5")
 	cfg.MaxModelLen = 8192 // as that engine's
