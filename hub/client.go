@@ -28,6 +28,8 @@ type Client struct {
 	// before it sends the client to where the content is.
 	http, probe *http.Client
 	retryAfter  time.Duration
+	// stall is how long content may stay away before its transfer is tried anew.
+	stall time.Duration
 }
 
 // Progress says how far a file is.
@@ -44,7 +46,7 @@ func New(s Settings) *Client {
 	transport.ResponseHeaderTimeout = 30 * time.Second
 	follow := &http.Client{Transport: bearer{transport, s}}
 	stay := &http.Client{Transport: follow.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	return &Client{settings: s, cache: cache{s.Cache}, http: follow, probe: stay, retryAfter: time.Second}
+	return &Client{settings: s, cache: cache{s.Cache}, http: follow, probe: stay, retryAfter: time.Second, stall: time.Minute}
 }
 
 // bearer adds the token to requests to the hub itself. Where the hub redirects
@@ -279,9 +281,14 @@ func (c *Client) rest(ctx context.Context, m Model, b blob, out *os.File, have i
 	if have > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", have))
 	}
+	// A connection may die without anybody telling.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(c.stall, func() { cancel(fmt.Errorf("%s: nothing came for %s", b.content, c.stall)) })
+	defer stalled.Stop()
 	resp, err := c.get(ctx, c.http, http.MethodGet, b.content, header)
 	if err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
@@ -302,10 +309,10 @@ func (c *Client) rest(ctx context.Context, m Model, b blob, out *os.File, have i
 	if b.size > 0 {
 		in = io.LimitReader(in, b.size-have+1)
 	}
-	n, err := io.Copy(&counted{out, have, tell}, in)
+	n, err := io.Copy(&counted{out, have, func(done int64) { stalled.Reset(c.stall); tell(done) }}, in)
 	switch {
 	case err != nil:
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	case b.size > 0 && have+n != b.size:
 		return fmt.Errorf("%w: %d of %d bytes came", io.ErrUnexpectedEOF, have+n, b.size)
 	}

@@ -29,6 +29,8 @@ type fakeHub struct {
 	gated   bool
 	// cut ends the next transfers after so many bytes each.
 	cut []int
+	// stall: what was cut goes silent instead of ending.
+	stall bool
 	// failures are statuses for the next calls.
 	failures []int
 	// corrupt changes content on its way.
@@ -198,6 +200,12 @@ func (h *fakeHub) transfer(w http.ResponseWriter, r *http.Request, text string) 
 	if len(h.cut) > 0 {
 		text = text[:h.cut[0]]
 		h.cut = h.cut[1:]
+		if h.stall {
+			_, _ = w.Write([]byte(text))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done() // the client went
+			return
+		}
 	}
 	_, _ = w.Write([]byte(text)) // too little: the server ends the connection
 }

@@ -133,6 +133,22 @@ func TestATransferThatBreaksGoesOn(t *testing.T) {
 	}
 }
 
+// A connection that goes silent is given up, and the transfer goes on from
+// where it was.
+func TestATransferThatStallsGoesOn(t *testing.T) {
+	h := newFakeHub(t)
+	h.put(id, first, map[string]string{"tokenizer.json": files["tokenizer.json"]})
+	h.cut, h.stall = []int{1200, 300}, true
+	c := client(t, h)
+	c.stall = 300 * time.Millisecond
+	if read(t, fetch(t, c, Model{ID: id}), "tokenizer.json") != files["tokenizer.json"] {
+		t.Error("the parts do not make the file")
+	}
+	if got := strings.Join(h.ranges, " "); !strings.HasPrefix(got, "bytes=1200- bytes=1500-") {
+		t.Errorf("asked for %q", got)
+	}
+}
+
 func TestAnOlderPartIsGoneOnWith(t *testing.T) {
 	h := newFakeHub(t)
 	text := files["tokenizer.json"]
