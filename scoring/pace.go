@@ -1,6 +1,9 @@
 package scoring
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // pace learns how many seconds one unit of work takes, one ratio for a whole
 // pool: a sum of measured seconds over a sum of work, both fading. Ratios of
@@ -33,12 +36,14 @@ func (p *pace) perWork() float64 {
 	return (p.seconds + priorSeconds) / (p.work + priorWork)
 }
 
-// worth is the work that takes so many seconds at the present ratio.
+// worth is the work that takes so many seconds at the present ratio. It is
+// whole, as all work is: what is booked and released in any order then leaves
+// exactly nothing, and idle endpoints stay equal.
 func (p *pace) worth(seconds float64) Work {
 	if seconds == 0 {
 		return 0
 	}
-	return Work(seconds / p.perWork())
+	return Work(math.Round(seconds / p.perWork()))
 }
 
 // estimate is the time that work takes at the present ratio.

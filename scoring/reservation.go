@@ -192,8 +192,13 @@ func (r *Reservation) teachLocked(now time.Time) {
 	}
 	if c := r.candidate; c.Work > 0 {
 		// What the engine spent on loading says nothing of how fast it computes.
-		took := now.Sub(r.beganLocked()) - time.Duration(c.Load*float64(time.Second))
-		r.ledger.paceLocked(c.Endpoint.pool()).observe(c.Work-c.Loading, took)
+		// Where that was to take longer than all did, it is configured too long,
+		// and as little can be learned: least of all that computing is free.
+		took := now.Sub(r.beganLocked())
+		load := time.Duration(c.Load * float64(time.Second))
+		if load == 0 || took > load {
+			r.ledger.paceLocked(c.Endpoint.pool()).observe(c.Work-c.Loading, took-load)
+		}
 	}
 	if now.After(a.lastFirst) {
 		a.lastFirst = now
