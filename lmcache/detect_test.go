@@ -91,6 +91,9 @@ func hasher(tb testing.TB, g lmcache.KeyGroup) *lmcache.Hasher {
 // a few prompts, and matched by from then on.
 func TestDetectSettings(t *testing.T) {
 	no, yes := false, true
+	// The settings that are tried end with the prompt's length, so that small
+	// chunks on both sides save most of the work where their size is no matter.
+	const small = 32
 	type engine struct {
 		name  string
 		group lmcache.KeyGroup
@@ -100,7 +103,7 @@ func TestDetectSettings(t *testing.T) {
 	for _, algorithm := range []string{"builtin", "sha256", "sha256_cbor", "xxhash", "xxhash_cbor"} {
 		for _, seed := range []string{"0", "42", "123", "1234", "777"} {
 			for _, version := range []string{"0.5.6", "0.4.1", "0.3.12", "0.3.3"} {
-				g := lmcache.KeyGroup{Algorithm: algorithm, PythonHashSeed: seed, LMCacheVersion: version}
+				g := lmcache.KeyGroup{Algorithm: algorithm, PythonHashSeed: seed, LMCacheVersion: version, ChunkSize: small}
 				state := lmcache.HashingDetected
 				switch {
 				case algorithm == "builtin" && seed == "0" && (version == "0.5.6" || version == "0.4.1"):
@@ -124,14 +127,19 @@ func TestDetectSettings(t *testing.T) {
 		engine{"unset", lmcache.KeyGroup{Algorithm: "sha256_cbor", PythonHashSeed: lmcache.SeedUnset}, lmcache.HashingDetected},
 		engine{"vLLM 0.9", lmcache.KeyGroup{LMCacheVersion: "0.3.3", VLLMVersion: "0.9.2", PythonHashSeed: "42"}, lmcache.HashingDetected},
 		engine{"unset builtin", lmcache.KeyGroup{NoneHash: "-1234567890123456789"}, lmcache.HashingLearnt},
-		engine{"unset sha256_cbor before 0.29", lmcache.KeyGroup{Algorithm: "sha256_cbor", NoneHash: "1234567890123456789"}, lmcache.HashingUnmatched},
+		engine{"unset sha256_cbor before 0.29", lmcache.KeyGroup{Algorithm: "sha256_cbor", NoneHash: "1234567890123456789", ChunkSize: small}, lmcache.HashingUnmatched},
+		engine{"sha256_cbor 777", lmcache.KeyGroup{Algorithm: "sha256_cbor", PythonHashSeed: "777"}, lmcache.HashingDetected},
 		engine{"tails", lmcache.KeyGroup{SaveUnfullChunk: &yes}, lmcache.HashingDetected},
 		engine{"tails, chunk 64", lmcache.KeyGroup{SaveUnfullChunk: &yes, ChunkSize: 64}, lmcache.HashingDetected},
 		engine{"old without tails", lmcache.KeyGroup{LMCacheVersion: "0.3.3", SaveUnfullChunk: &no}, lmcache.HashingDetected},
 	)
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
-			d := newDetected(t, lmcache.DefaultConfig(), "x")
+			cfg := lmcache.DefaultConfig()
+			if e.group.ChunkSize == small {
+				cfg.Keys.ChunkSize = small
+			}
+			d := newDetected(t, cfg, "x")
 			h := hasher(t, e.group)
 			for range 6 {
 				tokens := d.prompt(2*h.ChunkSize() + 1 + d.rng.IntN(h.ChunkSize()-2))
@@ -266,12 +274,18 @@ func goldenKey(t *testing.T, v goldenValue) lmcache.Key {
 // endpoint is left to other sources.
 func TestDetectNothing(t *testing.T) {
 	d := newDetected(t, lmcache.DefaultConfig(), "x")
-	for range 20 {
+	for i := range 8 {
 		keys := make([]lmcache.Key, 500)
 		for i := range keys {
 			keys[i] = lmcache.Key(d.rng.Uint64())
 		}
-		d.serve(0, d.prompt(1000), keys)
+		// Only so many chunk sizes are tried as fit the prompt: one prompt is long
+		// enough for all, the others are for chance to come often.
+		n := 1100
+		if i > 0 {
+			n = 300
+		}
+		d.serve(0, d.prompt(n), keys)
 		if s := d.state(t); s.State != lmcache.HashingUnmatched {
 			t.Fatalf("%+v", s)
 		}
@@ -369,11 +383,11 @@ func TestDetectPatience(t *testing.T) {
 	h := hasher(t, lmcache.KeyGroup{})
 	for range 10 {
 		for range 2 {
-			tokens := d.prompt(1000)
+			tokens := d.prompt(520)
 			d.serve(0, tokens, h.Keys(nil, tokens))
 		}
 		for range 2 {
-			d.serve(0, d.prompt(1000), nil)
+			d.serve(0, d.prompt(520), nil)
 			if s := d.state(t); s.State != lmcache.HashingConfigured {
 				t.Fatalf("%+v", s)
 			}
@@ -410,7 +424,7 @@ func TestDetectRanks(t *testing.T) {
 	d.index.Register(worker("x", 1))
 	one, other := hasher(t, lmcache.KeyGroup{NoneHash: "1"}), hasher(t, lmcache.KeyGroup{NoneHash: "2"})
 	for range 4 {
-		tokens := d.prompt(1000)
+		tokens := d.prompt(520)
 		d.index.Admit(worker("x", 1), cpu, other.Keys(nil, tokens))
 		d.serve(0, tokens, one.Keys(nil, tokens))
 	}
