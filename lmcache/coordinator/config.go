@@ -111,11 +111,10 @@ func (f Fleet) validate(path string) error {
 			faults = append(faults, fmt.Errorf("%s.models.%s.name: %q has an @, which LMCache takes in no model's name", path, name, m.Name))
 		}
 	}
-	if f.SecondsPerToken.L1 < 0 {
-		faults = append(faults, fmt.Errorf("%s.seconds_per_token.l1: is %g; write 0 or more", path, f.SecondsPerToken.L1))
-	}
-	if f.SecondsPerToken.L2 < 0 {
-		faults = append(faults, fmt.Errorf("%s.seconds_per_token.l2: is %g; write 0 or more", path, f.SecondsPerToken.L2))
+	for _, t := range []Tier{TierL1, TierL2} {
+		if s := f.Seconds(t); !(s >= 0 && s <= 1) { // NaN is no number either
+			faults = append(faults, fmt.Errorf("%s.seconds_per_token.%s: is %g; write seconds for one token, from 0 to 1, such as 6.5e-6", path, t, s))
+		}
 	}
 	return errors.Join(faults...)
 }

@@ -23,7 +23,16 @@ const (
 	maxPlacements = 2 * maxInstances
 )
 
+// lockedEntries is how many entries of a report are applied under one hold of
+// the lock: some hundreds of microseconds, the longest that a decision waits for
+// a report of any length.
+const lockedEntries = 64
+
 // Directory knows which server holds which keys. It is safe for concurrent use.
+//
+// Locks: writing serialises what applies reports and ends servers' lives, so that
+// a report may let go of mu between slices of its entries and still be applied as
+// one; mu guards the data. Lock order: writing, mu.
 type Directory struct {
 	// Set once by New.
 	cfg    Config
@@ -32,6 +41,8 @@ type Directory struct {
 
 	// mapping is published anew whenever endpoints or servers change.
 	mapping atomic.Pointer[lmcache.Mapping]
+
+	writing sync.Mutex
 
 	mu        sync.RWMutex // guards the following
 	endpoints []scoring.Endpoint
@@ -151,6 +162,8 @@ const (
 // apply takes one batch, as the gate and the key directory of the real
 // coordinator do (ingest/event_gate.py, views/key_directory.py).
 func (d *Directory) apply(b *batch, now time.Time) outcome {
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	d.mu.Lock()
 	in := d.instanceLocked(b.Instance)
 	if in == nil {
@@ -162,6 +175,10 @@ func (d *Directory) apply(b *batch, now time.Time) outcome {
 	o, fenced := d.admitLocked(in, b)
 	if o == applied {
 		for i := range b.Entries {
+			if i > 0 && i%lockedEntries == 0 {
+				d.mu.Unlock()
+				d.mu.Lock()
+			}
 			d.applyLocked(in, b, &b.Entries[i])
 		}
 	}
@@ -323,7 +340,8 @@ func (d *Directory) evictedLocked(_ key, r *record) {
 }
 
 // fence ends a life of the server: what it held in memory is gone. The records
-// that held it are returned, for sweepOut. Caller must hold Directory.mu.
+// that held it are returned, for sweepOut. Caller must hold Directory.writing and
+// mu.
 func (in *instance) fence() map[*record]struct{} {
 	in.life++
 	l1 := in.l1
@@ -332,10 +350,10 @@ func (in *instance) fence() map[*record]struct{} {
 }
 
 // sweepSlice is how many records are cleaned in one go: lookups wait so long.
-const sweepSlice = 1000
+const sweepSlice = 64
 
 // sweepOut takes away what is gone from records. Lookups see it as gone
-// already. Caller must not hold mu.
+// already. Caller must hold writing, and not mu.
 func (d *Directory) sweepOut(records map[*record]struct{}) {
 	n := 0
 	d.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -300,6 +301,54 @@ func TestMembership(t *testing.T) {
 	})
 }
 
+// TestStrays: a server that still reports after it has left is not kept for
+// ever, one that an endpoint names is.
+func TestStrays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDirectory(t, small)
+		d.SetEndpoints(endpoints("named"))
+		go d.Run(t.Context())
+		k := keys(2, 1, 0)
+		tell(t, d, store("named", 1, "l1", k), store("stray", 1, "l1", k))
+		call(t, d, http.MethodDelete, "/instances/stray", "")
+		tell(t, d, store("stray", 2, "l1", k))
+		time.Sleep(50 * time.Minute)
+		if s := d.Status(); len(s) != 2 {
+			t.Errorf("%+v", s)
+		}
+		time.Sleep(20 * time.Minute)
+		if s := d.Status(); len(s) != 1 || s[0].Instance != "named" || s[0].L1 != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestLongReport: a report longer than what is applied at once is applied whole
+// and in order, while others report and leave, and prompts are looked up.
+func TestLongReport(t *testing.T) {
+	d := newDirectory(t, small, func(c *coordinator.Config) { c.BodyLimit = 1 << 20 })
+	e := endpoints("a", "b")
+	d.SetEndpoints(e)
+	k := keys(300, 1, 0)
+	var others sync.WaitGroup
+	others.Go(func() {
+		for i := range 5 {
+			tell(t, d, store("b", i+1, "l1", k[:100]))
+			call(t, d, http.MethodDelete, "/instances/b", "")
+		}
+	})
+	others.Go(func() {
+		for range 50 {
+			d.Match(prompt(300), e)
+		}
+	})
+	for i := range 3 {
+		tell(t, d, store("a", 2*i+1, "l1", k), store("a", 2*i+2, "l1", k[200:]).with("event_type", "delete"))
+	}
+	others.Wait()
+	wantMatch(t, d, prompt(300), e, fmt.Sprintf("l1:%d ?", 200*chunkSize))
+}
+
 // The memory is bounded: the longest unused go, and leave nothing behind.
 func TestBounds(t *testing.T) {
 	d := newDirectory(t, small, func(c *coordinator.Config) { c.MaxKeys = 3 })
@@ -321,7 +370,7 @@ func TestBounds(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	d := newDirectory(t, small, func(c *coordinator.Config) { c.BodyLimit = 2000 })
+	d := newDirectory(t, small, func(c *coordinator.Config) { c.BodyLimit = 8000 })
 	good := store("a", 1, "l1", keys(1, 1, 0))
 	bad := func(pairs ...any) string {
 		body, _ := json.Marshal(map[string]any{"batches": []report{good, good.with(pairs...)}})
@@ -348,7 +397,11 @@ func TestRefusals(t *testing.T) {
 		"salt":             {"/events", bad("entries", key(coordinator.ObjectKey{ChunkHash: hash, CacheSalt: "a/b"})), 422},
 		"size":             {"/events", bad("entries", []any{map[string]any{"key": keys(1, 1, 0)[0], "size_bytes": -1}}), 422},
 		"offset":           {"/events", bad("entries", []any{map[string]any{"key": keys(1, 1, 0)[0], "token_offset": -2}}), 422},
-		"long":             {"/events", bad("backend", strings.Repeat("x", 2000)), 413},
+		"long instance":    {"/events", bad("instance_id", strings.Repeat("x", 5000)), 422},
+		"long backend":     {"/events", bad("backend", strings.Repeat("x", 5000)), 422},
+		"long model":       {"/events", bad("entries", key(coordinator.ObjectKey{ChunkHash: hash, ModelName: strings.Repeat("x", 5000)})), 422},
+		"long server":      {"/instances", `{"ip":"::1","http_port":1,"metadata":{"a":"` + strings.Repeat("x", 5000) + `"}}`, 422},
+		"long":             {"/events", bad("backend", strings.Repeat("x", 8000)), 413},
 		"lookup of none":   {"/directory/lookup", `{}`, 422},
 		"lookup unnamed":   {"/directory/lookup", `{"token_ids":[1]}`, 422},
 		"lookup of both":   {"/directory/lookup", `{"token_ids":[1],"model_name":"m","keys":[{"chunk_hash_hex":""}]}`, 422},

@@ -61,12 +61,15 @@ func (d *Directory) heartbeat(id string, now time.Time) bool {
 // drop takes a server away with all it held in memory; what it stored stays,
 // for others may mount it. Its reports may begin at any number after that.
 func (d *Directory) drop(id string) {
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	d.mu.Lock()
 	fenced := d.dropLocked(id)
 	d.mu.Unlock()
 	d.sweepOut(fenced)
 }
 
+// dropLocked returns what sweepOut must clean. Caller must hold writing and mu.
 func (d *Directory) dropLocked(id string) map[*record]struct{} {
 	in := d.instances[id]
 	if in == nil {
@@ -79,12 +82,28 @@ func (d *Directory) dropLocked(id string) map[*record]struct{} {
 	return fenced
 }
 
-// expire drops the servers whose heartbeats have ended.
+// strayPatience is how long a server that is not registered and belongs to no
+// endpoint may be silent before it is forgotten: one that still reported after it
+// had left, under an id that never comes back.
+const strayPatience = time.Hour
+
+// expire drops the servers whose heartbeats have ended, and strays.
 func (d *Directory) expire(now time.Time) {
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	d.mu.Lock()
 	var fenced []map[*record]struct{}
+	owned := make(map[string]bool)
+	for _, id := range d.mapping.Load().Instances {
+		owned[id] = true
+	}
 	for id, in := range d.instances {
-		if in.server != nil && now.Sub(in.beat) > d.cfg.InstanceTimeout {
+		switch {
+		case in.server == nil:
+			if in.stream != nil && !owned[id] && now.Sub(in.heard) > max(strayPatience, d.cfg.InstanceTimeout) {
+				fenced = append(fenced, d.dropLocked(id))
+			}
+		case now.Sub(in.beat) > d.cfg.InstanceTimeout:
 			d.counts.TimedOut++
 			d.log.Warn("LMCache server sends no more heartbeats; what it held in memory is forgotten", "instance", id, "ip", in.server.IP)
 			fenced = append(fenced, d.dropLocked(id))

@@ -102,6 +102,9 @@ func (d *Directory) serveRegister(w http.ResponseWriter, r *http.Request) {
 	case s.IP == "":
 		refuse(w, http.StatusUnprocessableEntity, "ip must be non-empty")
 		return
+	case s.long():
+		refuse(w, http.StatusUnprocessableEntity, fmt.Sprintf("a field has more than %d bytes", maxName))
+		return
 	case s.HTTPPort < 1 || s.HTTPPort > 65535, s.MQPort < 0 || s.MQPort > 65535:
 		refuse(w, http.StatusUnprocessableEntity, "http_port must be 1 to 65535, mq_port 0 to 65535")
 		return

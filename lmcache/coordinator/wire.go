@@ -76,6 +76,20 @@ type Server struct {
 	MQPort     int               `json:"mq_port"`
 }
 
+// long reports whether more would have to be kept of a server than there is
+// reason for.
+func (s *Server) long() bool {
+	n := 0
+	for k, v := range s.Metadata {
+		n += len(k) + len(v)
+	}
+	return max(len(s.Instance), len(s.IP), len(s.P2PURL), n) > maxName
+}
+
+// maxName bounds in bytes what is kept of strangers' words: names of servers,
+// models and backends.
+const maxName = 4096
+
 // KVRank is the rank part of a key, for engines whose ranks are all on one
 // node: LMCache's lookup knows no others.
 func KVRank(worldSize, rank int) int64 {
@@ -128,6 +142,8 @@ func (b *batch) validate() error {
 	switch {
 	case b.Instance == "":
 		return errors.New("instance_id must be non-empty")
+	case len(b.Instance) > maxName || len(b.Backend) > maxName:
+		return fmt.Errorf("instance_id and backend must not exceed %d bytes", maxName)
 	case !slices.Contains([]string{eventStore, eventDelete, eventAccess, eventConfig}, b.Event):
 		return fmt.Errorf("event_type %q is unknown", b.Event)
 	case b.Backend == "" && b.Event != eventAccess:
@@ -166,6 +182,9 @@ func (k *ObjectKey) validate() error {
 	}
 	if strings.Contains(k.ModelName, "@") {
 		return fmt.Errorf("model_name must not contain '@' (got %q)", k.ModelName)
+	}
+	if len(k.ModelName) > maxName {
+		return fmt.Errorf("model_name must not exceed %d bytes", maxName)
 	}
 	if k.ObjectGroup < 0 {
 		return fmt.Errorf("object_group_id must be >= 0 (got %d)", k.ObjectGroup)
