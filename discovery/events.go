@@ -82,7 +82,8 @@ func (e KVEventsEntry) validate(path string) []error {
 	}
 	var faults []error
 	if e.DataParallelRanks < 0 || e.DataParallelRanks > maxRanks {
-		return []error{fmt.Errorf("%s.data_parallel_ranks: is %d; write a number between 1 and %d", path, e.DataParallelRanks, maxRanks)}
+		faults = append(faults, fmt.Errorf("%s.data_parallel_ranks: is %d; write a number between 1 and %d", path, e.DataParallelRanks, maxRanks))
+		e.DataParallelRanks = 1
 	}
 	for _, a := range []struct{ key, value string }{{"endpoint", e.Endpoint}, {"replay_endpoint", e.ReplayEndpoint}} {
 		if a.value == "" {

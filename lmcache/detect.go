@@ -302,8 +302,8 @@ func (d *Detector) miss(id string, c *detection) {
 	if c.trouble.fault == "" {
 		c.trouble = trouble{
 			fmt.Sprintf("none of the usual settings gives the keys that LMCache instance %s reports of prompts it computed", id),
-			"set PYTHONHASHSEED=0 for the engine if its algorithm is builtin; write settings that are unusual under lmcache.groups; " +
-				"LMCache 0.3.4 to 0.3.15 with builtin needs Python 3.12; or the engine's token ids are not ours: see its chat template and tokenizer",
+			"set PYTHONHASHSEED=0 for the engine if its algorithm is builtin; write settings that are unusual, such as a chunk_size that is no power of two, " +
+				"under lmcache.groups, and the group's name in the endpoint's lmcache.group; LMCache 0.3.4 to 0.3.15 with builtin needs Python 3.12; or the engine's token ids are not ours: see its chat template and tokenizer",
 		}
 	}
 	// One prompt may have been left out by LMCache for reasons of its own.

@@ -135,16 +135,16 @@ const (
 // scheme works the settings out; g has no empty field that must not be empty.
 func (g KeyGroup) scheme() (scheme, []fault) {
 	var faults []fault
-	version := func(key, text string) (v version) {
-		v, err := parseVersion(text)
+	version := func(key, text, example string) (v version) {
+		v, err := parseVersion(text, example)
 		if err != nil {
 			faults = append(faults, fault{key, err.Error()})
 		}
 		return v
 	}
-	e := environment{lmcache: version("lmcache_version", g.LMCacheVersion), python: version("python_version", g.PythonVersion)}
+	e := environment{lmcache: version("lmcache_version", g.LMCacheVersion, "0.5.6"), python: version("python_version", g.PythonVersion, "3.12")}
 	if e.hasVLLM = g.VLLMVersion != NoVLLM; e.hasVLLM {
-		e.vllm = version("vllm_version", g.VLLMVersion)
+		e.vllm = version("vllm_version", g.VLLMVersion, "0.33.0")
 	}
 	if len(faults) == 0 && e.python.before(3, 8, 0) {
 		faults = append(faults, fault{"python_version", fmt.Sprintf("is %s; hashing of tuples is known from 3.8 on", g.PythonVersion)})
@@ -200,8 +200,9 @@ func (g KeyGroup) scheme() (scheme, []fault) {
 type version [3]int
 
 // parseVersion reads 3.12, 0.5.6, v0.5.6, 0.3.9.post2, 0.11.0+cu128 and the
-// like; what follows the third number is of no concern here.
-func parseVersion(text string) (version, error) {
+// like; what follows the third number is of no concern here. The example is for
+// the error.
+func parseVersion(text, example string) (version, error) {
 	var v version
 	rest, parts := strings.TrimPrefix(text, "v"), 0
 	for parts < len(v) {
@@ -219,7 +220,7 @@ func parseVersion(text string) (version, error) {
 		rest = rest[1:]
 	}
 	if parts < 2 {
-		return version{}, fmt.Errorf("is %q; write a release such as 0.5.6", text)
+		return version{}, fmt.Errorf("is %q; write a release such as %s", text, example)
 	}
 	return v, nil
 }

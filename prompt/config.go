@@ -191,6 +191,9 @@ func (m ModelConfig) validate(fault func(key, format string, args ...any)) {
 	if m.Mode == "native" && m.Tokenizer == "" {
 		fault("tokenizer", "is empty, and mode is native; name the folder that holds tokenizer.json, or the model's id on a hub")
 	}
+	if m.TokenizerRevision != "" && m.Tokenizer == "" {
+		fault("tokenizer_revision", "is %q, but tokenizer is empty; write the model's id on a hub there, or leave this out", m.TokenizerRevision)
+	}
 	if m.MaxModelLen < 0 {
 		fault("max_model_len", "%d is negative; write 0 where it is not known", m.MaxModelLen)
 	}

@@ -362,9 +362,15 @@ func (c config) summary() string {
 		}
 		if e.LMCache.Instance != "" {
 			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
+			if !c.LMCache.Enabled && c.LMCache.Ask.Controller == "" {
+				b.WriteString(" (unused: lmcache.enabled is false, lmcache.ask.controller empty)")
+			}
 		}
 		if e.LMCache.Server != "" {
 			fmt.Fprintf(&b, ", LMCache server %s", e.LMCache.Server)
+			if c.LMCache.Coordinator.Listen == "" && c.LMCache.Ask.Coordinator == "" {
+				b.WriteString(" (unused: lmcache.coordinator.listen and lmcache.ask.coordinator are empty)")
+			}
 		}
 		if e.KVEvents.Endpoint != "" {
 			fmt.Fprintf(&b, ", KV events at %s", e.KVEvents.Endpoint)

@@ -38,7 +38,7 @@ func (s *service) findIDs(id scoring.EndpointID) []fidelity.Finding {
 	for _, m := range s.ids.Status() {
 		if m.Difference != nil && endpoints[i].Serves(m.Model) {
 			found = append(found, fidelity.Finding{
-				Source: "prompt", Fault: fmt.Sprintf("token ids of model %s are not the engine's: %s", m.Model, m.Difference.Cause), Fix: m.Difference.Fix,
+				Source: "prompt", Fault: fmt.Sprintf("token ids of model %s are not those of %s: %s", m.Model, m.Difference.Engine, m.Difference.Cause), Fix: m.Difference.Fix,
 			})
 		}
 	}

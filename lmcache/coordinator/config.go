@@ -37,7 +37,7 @@ type Config struct {
 // Fleet is what decides which keys the servers make of a prompt, and how fast
 // they load it.
 type Fleet struct {
-	// ChunkSize is lmcache server's --chunk-size in tokens, 1 to 8192. Its
+	// ChunkSize is the --chunk-size of lmcache server in tokens, 1 to 8192. The
 	// --hash-algorithm must be blake3, which is the default there.
 	ChunkSize int `yaml:"chunk_size"`
 	// Models says what LMCache calls a model and over how many ranks its engines

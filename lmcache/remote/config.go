@@ -27,7 +27,8 @@ type Config struct {
 	Concurrency int `yaml:"concurrency"`
 	// MembersInterval is how often a registry is asked who reports to it.
 	MembersInterval time.Duration `yaml:"members_interval"`
-	// Failures in a row is how many end the asking, for Pause.
+	// Failures is how many questions that fail in a row end the asking, for
+	// pause.
 	Failures int `yaml:"failures"`
 	// Pause is how long a registry that failed is left alone; then one question
 	// tries it.
