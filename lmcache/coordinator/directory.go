@@ -116,18 +116,27 @@ type tierStats struct{ count, bytes int64 }
 type Counts struct {
 	// Applied, Duplicates and Stale count reports by what became of them;
 	// Refused those of servers beyond the number that are followed.
-	Applied, Duplicates, Stale, Refused uint64
+	Applied    uint64 `json:"applied"`
+	Duplicates uint64 `json:"duplicates"`
+	Stale      uint64 `json:"stale"`
+	Refused    uint64 `json:"refused"`
 	// Stored, Deleted and Accessed count the keys in the applied ones, Foreign
 	// those that no prompt can match, because of their hash or object group.
-	Stored, Deleted, Accessed, Foreign uint64
+	Stored   uint64 `json:"stored"`
+	Deleted  uint64 `json:"deleted"`
+	Accessed uint64 `json:"accessed"`
+	Foreign  uint64 `json:"foreign"`
 	// Gaps is how often reports were lost, Restarts how often a server began
 	// anew, TimedOut how many were taken to be gone.
-	Gaps, Restarts, TimedOut uint64
+	Gaps     uint64 `json:"gaps"`
+	Restarts uint64 `json:"restarts"`
+	TimedOut uint64 `json:"timed_out"`
 	// Forgotten is how many keys went for want of room.
-	Forgotten uint64
+	Forgotten uint64 `json:"forgotten"`
 	// Checked and Mismatched count chunks whose key was made anew from their
 	// token ids.
-	Checked, Mismatched uint64
+	Checked    uint64 `json:"checked"`
+	Mismatched uint64 `json:"mismatched"`
 }
 
 // New makes an empty Directory. The error is of cfg.
