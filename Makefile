@@ -100,7 +100,7 @@ fuzz-engines: FUZZTIME := $(if $(filter 10s,$(FUZZTIME)),5m,$(FUZZTIME))
 fuzz-engines: ## look for texts that fastokens and tokenizers encode differently (minutes)
 	@$(WITH_NATIVE) for dir in "$${SHARED:-$(CURDIR)/../shared}"/tokenizers/*/; do \
 		echo "fuzz engines with $$dir for $(FUZZTIME)"; \
-		TOKENIZER=$$dir go test -run='^$$' -fuzz='^FuzzEngines$$' -fuzztime=$(FUZZTIME) -timeout 0 ./prompt/native; \
+		TOKENIZER=$$dir go test -run='^$$' -fuzz='^FuzzEngines$$' -fuzztime=$(FUZZTIME) -fuzzminimizetime=10x -timeout 0 ./prompt/native; \
 	done
 
 .PHONY: bench
