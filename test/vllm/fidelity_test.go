@@ -207,26 +207,12 @@ func (r *run) cancel(t *testing.T) {
 // learnt again what can be learnt.
 func (r *run) restartService(t *testing.T) {
 	t.Helper()
-	before := r.state(t)
+	before := r.state(t).reported()
 	r.service.stop()
 	r.startService(t)
 	r.awaitReady(t)
-	if r.source != fromLMCache {
-		return
-	}
-	keys := func(v state) (n int) {
-		if v.LMCache == nil {
-			return 0
-		}
-		for _, w := range v.LMCache.Workers {
-			for _, count := range w.Keys {
-				n += count
-			}
-		}
-		return n
-	}
-	eventually(t, time.Minute, fmt.Sprintf("a full sync brought back %d keys", keys(before)), r.service, func() bool {
-		return keys(r.state(t)) >= keys(before)
+	eventually(t, time.Minute, fmt.Sprintf("the engines repeated that they hold %d chunks or blocks", before), r.service, func() bool {
+		return r.state(t).reported() >= before
 	})
 }
 
@@ -290,13 +276,13 @@ const wanted = 0.95
 func check(t *testing.T, source truth, all []comparison) {
 	t.Helper()
 	right, wrong := 0, 0
-	for _, c := range all {
+	for i, c := range all {
 		if c.right(source) {
 			right++
 			continue
 		}
 		wrong++
-		t.Logf("%s, prompt of %d tokens: predicted %d, the engine counted %d", c.step, c.promptTokens, c.predicted, c.counted)
+		t.Logf("request %d, %s, prompt of %d tokens: predicted %d, the engine counted %d", i, c.step, c.promptTokens, c.predicted, c.counted)
 	}
 	if share := float64(right) / float64(right+wrong); share < wanted {
 		t.Errorf("%s: %.1f %% of %d predictions are right to within %d tokens, want %.0f %%", source, 100*share, right+wrong, source.tolerance(), 100*wanted)

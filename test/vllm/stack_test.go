@@ -140,8 +140,26 @@ type state struct {
 		} `json:"workers"`
 	} `json:"lmcache"`
 	KVEvents []struct {
-		Known bool `json:"known"`
+		Known  bool           `json:"known"`
+		Blocks map[string]int `json:"blocks"`
 	} `json:"kv_events"`
+}
+
+// reported is how many chunks or blocks engines have told of.
+func (v state) reported() (n int) {
+	if v.LMCache != nil {
+		for _, w := range v.LMCache.Workers {
+			for _, count := range w.Keys {
+				n += count
+			}
+		}
+	}
+	for _, e := range v.KVEvents {
+		for _, count := range e.Blocks {
+			n += count
+		}
+	}
+	return n
 }
 
 func (s *stack) state(t *testing.T) (v state) {
