@@ -209,11 +209,14 @@ func (r *run) restartService(t *testing.T) {
 	t.Helper()
 	before := r.state(t).reported()
 	r.service.stop()
+	began := time.Now()
 	r.startService(t)
 	r.awaitReady(t)
+	t.Logf("ready %s after the start, with %d of %d chunks or blocks known", time.Since(began), r.state(t).reported(), before)
 	eventually(t, time.Minute, fmt.Sprintf("the engines repeated that they hold %d chunks or blocks", before), r.service, func() bool {
 		return r.state(t).reported() >= before
 	})
+	t.Logf("all are known %s after the start", time.Since(began))
 }
 
 // restartEngine kills the first engine and starts it again.
