@@ -1,7 +1,6 @@
 package routed
 
 import (
-	"slices"
 	"sync"
 
 	"github.com/firsttoken/firsttoken/counters"
@@ -143,8 +142,7 @@ func (h *held) foundLocked(blocks int, length scoring.Tokens) scoring.Tokens {
 	return max(0, n)
 }
 
-// decided puts the blocks of a prompt on top, its first block topmost: a prefix
-// must outlive what follows it.
+// decided puts the blocks of a prompt on top.
 func (h *held) decided(r *scoring.Reservation, p *scoring.Prompt, root uint64) {
 	chains := chainsOf(p, root)
 	h.mu.Lock()
@@ -154,7 +152,7 @@ func (h *held) decided(r *scoring.Reservation, p *scoring.Prompt, root uint64) {
 		upTo := h.blocks.leading(chain)
 		predicted.believed += h.foundLocked(upTo[inHost], p.Sequences[s].Length)
 		predicted.all += h.foundLocked(upTo[doubted], p.Sequences[s].Length)
-		h.putLocked(chain, false)
+		h.blocks.put(chain, false)
 	}
 	if !p.NoCache {
 		h.waiting[r] = predicted
@@ -167,14 +165,7 @@ func (h *held) computed(p *scoring.Prompt, root uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, chain := range chains {
-		h.putLocked(chain, true)
-	}
-}
-
-// putLocked: caller must hold mu.
-func (h *held) putLocked(chain []uint64, computed bool) {
-	for _, hash := range slices.Backward(chain) {
-		h.blocks.put(hash, computed)
+		h.blocks.put(chain, true)
 	}
 }
 

@@ -3,7 +3,6 @@ package routed
 import (
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -201,9 +200,7 @@ func (c *fakeCache) serve(p *scoring.Prompt) {
 	chain := chainOf(&p.Sequences[0], 0)
 	c.r.PrefixQueries += uint64(p.Length())
 	c.r.PrefixHits += uint64(c.stack.leading(chain)[onGPU] * block)
-	for _, hash := range slices.Backward(chain) {
-		c.stack.put(hash, true)
-	}
+	c.stack.put(chain, true)
 }
 
 // TestGuard lets conversations go on at an engine that holds less than it

@@ -1,5 +1,7 @@
 package routed
 
+import "slices"
+
 // The tiers of a stack, the newest blocks in the first. What is doubted is not
 // believed to be held any more, but remembered to see whether it was after all.
 const (
@@ -15,7 +17,9 @@ const (
 // calls.
 //
 // Each decision puts hundreds of blocks on top, so moving one allocates nothing,
-// and the garbage collector finds no pointers in it.
+// and the garbage collector finds no pointers in it. A chain that was put on top
+// stays in its order, so whoever has the entry of one block finds the next one's
+// beside it and need not look it up.
 type stack struct {
 	room  [tiers]int // blocks
 	order [tiers]row
@@ -23,6 +27,8 @@ type stack struct {
 	entries []entry
 	unused  uint32            // the first entry that holds no block, linked by below
 	blocks  map[uint64]uint32 // the entry of each block
+	// found is put's, kept from call to call; as long as the longest chain.
+	found []uint32
 }
 
 // row is the entries of a tier.
@@ -43,10 +49,41 @@ func newStack() *stack {
 	return &stack{entries: make([]entry, 1), blocks: make(map[uint64]uint32)}
 }
 
-// put puts a block on top. Once computed it stays that.
-func (s *stack) put(hash uint64, computed bool) {
-	id, found := s.blocks[hash]
-	if !found {
+// put puts the blocks of a chain on top, its first block topmost: a prefix must
+// outlive what follows it. Once computed they stay that.
+func (s *stack) put(chain []uint64, computed bool) {
+	s.found = s.found[:0]
+	var id uint32
+	for _, hash := range chain {
+		// What follows a block that is gone is gone too, mostly.
+		if id = s.after(id, hash); id == 0 {
+			break
+		}
+		s.found = append(s.found, id)
+	}
+	for i, hash := range slices.Backward(chain) {
+		// An entry that was found may hold another block by now.
+		if i >= len(s.found) || hash == 0 || s.entries[s.found[i]].hash != hash {
+			id = s.blocks[hash]
+		} else {
+			id = s.found[i]
+		}
+		s.putOne(id, hash, computed)
+	}
+}
+
+// after is the entry of a block, of which id is the entry of the block before it
+// in its chain; 0 where there is none.
+func (s *stack) after(id uint32, hash uint64) uint32 {
+	if below := s.entries[id].below; id != 0 && below != 0 && s.entries[below].hash == hash {
+		return below
+	}
+	return s.blocks[hash]
+}
+
+// putOne puts a block on top; id is its entry, 0 where it has none.
+func (s *stack) putOne(id uint32, hash uint64, computed bool) {
+	if id == 0 {
 		id = s.take()
 		s.entries[id] = entry{hash: hash, computed: computed}
 		s.blocks[hash] = id
@@ -140,8 +177,10 @@ func (s *stack) join(id uint32, tier int, top bool) {
 // are in that tier or above.
 func (s *stack) leading(chain []uint64) (upTo [tiers]int) {
 	tier := onGPU
+	var id uint32
 	for i, hash := range chain {
-		e := s.entries[s.blocks[hash]]
+		id = s.after(id, hash)
+		e := &s.entries[id]
 		if !e.computed { // nor has the entry that is none
 			break
 		}

@@ -27,15 +27,25 @@ func TestStackTwin(t *testing.T) {
 				s.resize(room)
 				list = list[:min(len(list), total())]
 			}
-			hash, computed := rng.Uint64N(60), rng.IntN(2) == 0
-			s.put(hash, computed)
-			b := plain{hash, computed}
-			if i := slices.IndexFunc(list, func(p plain) bool { return p.hash == hash }); i >= 0 {
-				b.computed = b.computed || list[i].computed
-				list = slices.Delete(list, i, i+1)
+			// Blocks that follow each other, mostly, as those of prompts do; also
+			// 0, and one twice.
+			put, computed := make([]uint64, rng.IntN(8)), rng.IntN(2) == 0
+			for i := range put {
+				put[i] = rng.Uint64N(60)
+				if i > 0 && rng.IntN(4) > 0 {
+					put[i] = (put[i-1] + 1) % 60
+				}
 			}
-			list = slices.Insert(list, 0, b)
-			list = list[:min(len(list), total())]
+			s.put(put, computed)
+			for _, hash := range slices.Backward(put) {
+				b := plain{hash, computed}
+				if i := slices.IndexFunc(list, func(p plain) bool { return p.hash == hash }); i >= 0 {
+					b.computed = b.computed || list[i].computed
+					list = slices.Delete(list, i, i+1)
+				}
+				list = slices.Insert(list, 0, b)
+				list = list[:min(len(list), total())]
+			}
 
 			chain := make([]uint64, rng.IntN(6))
 			for i := range chain {
