@@ -37,6 +37,13 @@ func (h *Hasher) Keys(dst []Key, tokens []uint32) []Key {
 	defer c.end()
 	tokens = h.chunked(tokens)
 	dst = slices.Grow(dst, (len(tokens)+h.chunkSize-1)/h.chunkSize)
+	if h.function == builtin {
+		for four := 4 * h.chunkSize; len(tokens) >= four; tokens = tokens[four:] {
+			for _, hash := range hashFour(tokens, h.chunkSize) {
+				dst = append(dst, c.nextHashed(hash).key())
+			}
+		}
+	}
 	for chunk := range slices.Chunk(tokens, h.chunkSize) {
 		dst = append(dst, c.next(chunk).key())
 	}
@@ -119,17 +126,22 @@ func (c *chain) end() {
 // next is the link of the chunk that follows. It is valid until the next call.
 func (c *chain) next(tokens []uint32) *link {
 	if c.function == builtin {
-		prev := int64(c.last.n) //nolint:gosec // the bits of a signed integer
-		if !c.last.hashed {
-			prev = hashInt(prev)
-		}
-		c.last = link{n: uint64(hashLink(prev, hashTokens(tokens), c.extra))} //nolint:gosec // the bits of a signed integer
-		return &c.last
+		return c.nextHashed(hashTokens(tokens))
 	}
 	c.encoding = c.function.appendChunk(c.encoding[:0], &c.last, tokens, c.extra)
 	c.last = c.function.sum(c.encoding)
 	if c.folded {
 		c.last = link{n: uint64(c.last.key())}
 	}
+	return &c.last
+}
+
+// nextHashed is next of builtin, of a chunk whose tokens have that hash.
+func (c *chain) nextHashed(tokens int64) *link {
+	prev := int64(c.last.n) //nolint:gosec // the bits of a signed integer
+	if !c.last.hashed {
+		prev = hashInt(prev)
+	}
+	c.last = link{n: uint64(hashLink(prev, tokens, c.extra))} //nolint:gosec // the bits of a signed integer
 	return &c.last
 }
