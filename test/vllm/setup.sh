@@ -10,7 +10,7 @@ tools=${1:-$here/../../.tools}
 venv=$tools/vllm
 python=${PYTHON:-$(command -v python3.11 || echo python3)}
 
-stamp=$(sha256sum "$here/requirements.txt" "$here/setup.sh" | sha256sum)
+stamp=$(cat "$here/requirements.txt" "$here/setup.sh" | sha256sum)
 if [ "$(cat "$venv/.stamp" 2>/dev/null)" = "$stamp" ]; then
 	exit
 fi
