@@ -128,6 +128,9 @@ func (s *stack) startEnvoy(t *testing.T, gateway string) {
 // state is what these tests read of /status.
 type state struct {
 	OpenBookings int `json:"open_bookings"`
+	Models       []struct {
+		Loaded bool `json:"loaded"`
+	} `json:"models"`
 	Endpoints    []struct {
 		Name  string `json:"name"`
 		Ready bool   `json:"ready"`
@@ -180,6 +183,10 @@ func (s *stack) awaitReady(t *testing.T) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "the service sees both engines and their caches", s.service, func() bool {
 		v := s.state(t)
+		// Without its tokenizer the service serves too, but predicts nothing.
+		if len(v.Models) != 1 || !v.Models[0].Loaded {
+			return false
+		}
 		good := 0
 		for _, e := range v.Endpoints {
 			if e.Ready {
