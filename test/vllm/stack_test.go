@@ -131,7 +131,7 @@ type state struct {
 	Models       []struct {
 		Loaded bool `json:"loaded"`
 	} `json:"models"`
-	Endpoints    []struct {
+	Endpoints []struct {
 		Name  string `json:"name"`
 		Ready bool   `json:"ready"`
 	} `json:"endpoints"`
