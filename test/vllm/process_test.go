@@ -3,9 +3,11 @@ package vllm_test
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -83,15 +85,20 @@ func eventually(t *testing.T, patience time.Duration, what string, alive *proces
 
 // freeAddress is a loopback address that nothing listens on. The engines and
 // the service must find each other there again after a restart, so the system
-// cannot choose for them.
+// cannot choose for them; and the port is below those that the system gives to
+// connections, one of which could have it by the time it is bound.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const lowest, ports, tries = 15_000, 17_000, 100
+	for range tries {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.IntN(ports)))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("none of %d ports tried from %d on is free", tries, lowest)
+	panic("unreachable")
 }
 
 // lockedBuffer collects the output of a process.
