@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/engine"
 	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/test/shared"
 )
 
@@ -24,8 +26,11 @@ func TestStatusNamesWrongTemplate(t *testing.T) {
 	about := engine.DefaultConfig()
 	about.Models, about.Tokenizer, about.ChatTemplate = []string{"m"}, folder, other
 	simulated, err := engine.New(about)
-	if err != nil {
-		t.Skip(err) // a build without tokenizers
+	switch {
+	case errors.Is(err, native.ErrNotBuilt):
+		t.Skip(err)
+	case err != nil:
+		t.Fatal(err)
 	}
 	t.Cleanup(simulated.Close)
 	if err := simulated.Start("127.0.0.1:0"); err != nil {
