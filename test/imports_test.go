@@ -46,6 +46,7 @@ var arrows = []arrow{
 	{"hub", nil, "files of a model, whoever wants them"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
+	{"simulator/trace", []string{"proto/firsttoken/v1"}, "files of others and our own decision records become requests; who replays them is not its business"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
 	{"extproc", []string{"scoring", "prompt", "envoy", "proto/firsttoken/v1"}, "it speaks to Envoy and asks the core; where the core's knowledge comes from is hidden from it"},
 	{"cmd/...", all, "the program wires everything"},
