@@ -79,6 +79,17 @@ func ProfileByName(name string) (Profile, error) {
 	return profiles[i], nil
 }
 
+// AtSpeed is an engine of the same sizes that takes 1/speed of the time for
+// everything. speed is above 0.
+func (p Profile) AtSpeed(speed float64) Profile {
+	for _, seconds := range []*float64{
+		&p.Token, &p.Attention, &p.StepFloor, &p.StepOverhead, &p.Decode, &p.DecodeContext, &p.HostLoad,
+	} {
+		*seconds /= speed
+	}
+	return p
+}
+
 // load is what one step has to do.
 type load struct {
 	prefill, decodes int // tokens

@@ -47,6 +47,8 @@ var arrows = []arrow{
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"simulator/trace", []string{"proto/firsttoken/v1"}, "files of others and our own decision records become requests; who replays them is not its business"},
+	{"simulator/baseline", []string{"scoring"}, "policies that only the simulator compares with; they see what scoring shows every policy"},
+	{"simulator/replay", []string{"scoring", "counters", "routed", "simulator", "simulator/baseline", "simulator/trace"}, "it puts the service's choice and the simulated engines on one virtual clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
 	{"extproc", []string{"scoring", "prompt", "envoy", "proto/firsttoken/v1"}, "it speaks to Envoy and asks the core; where the core's knowledge comes from is hidden from it"},
 	{"cmd/...", all, "the program wires everything"},
