@@ -62,7 +62,16 @@ type Decision struct {
 	// it runs.
 	Outcome *string `protobuf:"bytes,13,opt,name=outcome,proto3,oneof" json:"outcome,omitempty"`
 	// When it ended.
-	Ended         *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=ended,proto3" json:"ended,omitempty"`
+	Ended *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Names of the prompt's leading whole blocks of block_tokens tokens, each
+	// together with all before it: two records with the same names at the same
+	// places shared that prefix. They are made anew with a secret at each start of
+	// the service, so that nobody can try guesses of a prompt on them; records of
+	// two starts share none. Of several prompts, the first one's. Only in
+	// /decisions?blocks=true, and only where the token ids were known.
+	PrefixBlocks []uint64 `protobuf:"fixed64,15,rep,packed,name=prefix_blocks,json=prefixBlocks,proto3" json:"prefix_blocks,omitempty"`
+	// The number of tokens in each of prefix_blocks; 0 where there are none.
+	BlockTokens   uint32 `protobuf:"varint,16,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -193,6 +202,20 @@ func (x *Decision) GetEnded() *timestamppb.Timestamp {
 		return x.Ended
 	}
 	return nil
+}
+
+func (x *Decision) GetPrefixBlocks() []uint64 {
+	if x != nil {
+		return x.PrefixBlocks
+	}
+	return nil
+}
+
+func (x *Decision) GetBlockTokens() uint32 {
+	if x != nil {
+		return x.BlockTokens
+	}
+	return 0
 }
 
 // Candidate is one endpoint as it was weighed for one request.
@@ -394,7 +417,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x04\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x05\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -414,7 +437,9 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x0fserved_endpoint\x18\v \x01(\tH\x01R\x0eservedEndpoint\x88\x01\x01\x12&\n" +
 	"\fttft_seconds\x18\f \x01(\x01H\x02R\vttftSeconds\x88\x01\x01\x12\x1d\n" +
 	"\aoutcome\x18\r \x01(\tH\x03R\aoutcome\x88\x01\x01\x120\n" +
-	"\x05ended\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05endedB\x11\n" +
+	"\x05ended\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12#\n" +
+	"\rprefix_blocks\x18\x0f \x03(\x06R\fprefixBlocks\x12!\n" +
+	"\fblock_tokens\x18\x10 \x01(\rR\vblockTokensB\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
