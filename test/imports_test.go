@@ -48,6 +48,7 @@ var arrows = []arrow{
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"simulator/trace", []string{"proto/firsttoken/v1"}, "files of others and our own decision records become requests; who replays them is not its business"},
 	{"simulator/baseline", []string{"scoring"}, "policies that only the simulator compares with; they see what scoring shows every policy"},
+	{"simulator/report", []string{"simulator/replay"}, "figures of replays; its plots take plain series, so that measured runs have the same"},
 	{"simulator/replay", []string{"scoring", "counters", "routed", "simulator", "simulator/baseline", "simulator/trace"}, "it puts the service's choice and the simulated engines on one virtual clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
 	{"extproc", []string{"scoring", "prompt", "envoy", "proto/firsttoken/v1"}, "it speaks to Envoy and asks the core; where the core's knowledge comes from is hidden from it"},
@@ -66,6 +67,7 @@ var doors = map[string][]string{
 	"unsafe":                 {"prompt/native", "lmcache/zmq", "proto/firsttoken/v1", "prompt"}, // prompt: strings that are views of the body
 	"github.com/pebbe/zmq4":  {"lmcache/zmq"},
 	"github.com/spf13/cobra": {"cmd/firsttoken"},
+	"gonum.org/v1/plot":      {"simulator/report"}, // what a plot looks like is decided once
 }
 
 // sourceFile is one parsed Go file of the repository, whatever its build tags.
