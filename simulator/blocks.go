@@ -1,73 +1,101 @@
 package simulator
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // Key names the content of one block or chunk together with everything before
 // it: equal keys mean equal prefixes.
 type Key uint64
 
+// slot is where a block is in its pool.
+type slot int32
+
+// none is no block.
+const none slot = -1
+
 // block is a fixed piece of KV memory.
 type block struct {
 	key    Key
-	cached bool // key is valid and the pool's index knows it
-	refs   int  // requests that hold it; 0: it is in the free list
+	cached bool  // key is valid and the pool's index knows it
+	refs   int32 // requests that hold it; 0: it is in the free list
 	// prev and next are neighbours in the free list.
-	prev, next *block
+	prev, next slot
 	// older and newer are a ring of the blocks of the same key: two requests
 	// that compute the same block at once both keep theirs.
-	older, newer *block
+	older, newer slot
 }
 
 // pool hands out blocks: those without content that anybody could find, then the
 // least recently freed. A freed block keeps its content until it is handed out
 // again, and can be found by its key meanwhile.
 type pool struct {
+	// blocks are those that there are and, last, the sentinel of the free list, a
+	// ring: its next is the first to be handed out.
 	blocks []block
-	free   block          // sentinel of a ring; next is the first to be handed out
-	idle   int            // length of the ring
-	index  map[Key]*block // of several of one key, the oldest
+	idle   int          // length of the free list
+	index  map[Key]slot // of several of one key, the oldest
 }
 
 func newPool(n int) *pool {
-	p := &pool{blocks: make([]block, n), index: make(map[Key]*block)}
-	p.free.prev, p.free.next = &p.free, &p.free
-	for i := range p.blocks {
-		p.insert(&p.blocks[i], p.free.prev)
+	p := &pool{blocks: make([]block, n+1), index: make(map[Key]slot)}
+	free := p.free()
+	p.blocks[free].prev, p.blocks[free].next = free, free
+	for i := range free {
+		p.insert(i, p.blocks[free].prev)
 	}
 	return p
 }
 
+// clone is a copy that shares nothing.
+func (p *pool) clone() *pool {
+	return &pool{blocks: slices.Clone(p.blocks), idle: p.idle, index: maps.Clone(p.index)}
+}
+
+// size is the number of blocks.
+func (p *pool) size() int { return len(p.blocks) - 1 }
+
+// free is the sentinel of the free list.
+func (p *pool) free() slot { return slot(len(p.blocks) - 1) } //nolint:gosec // a pool of two thousand million blocks would not fit
+
 // insert puts a block into the free list, behind another or the sentinel.
-func (p *pool) insert(b, behind *block) {
-	b.prev, b.next = behind, behind.next
-	b.prev.next, b.next.prev = b, b
+func (p *pool) insert(i, behind slot) {
+	b, before := &p.blocks[i], &p.blocks[behind]
+	b.prev, b.next = behind, before.next
+	p.blocks[before.next].prev = i
+	before.next = i
 	p.idle++
 }
 
-func (p *pool) unlink(b *block) {
-	b.prev.next, b.next.prev = b.next, b.prev
-	b.prev, b.next = nil, nil
+func (p *pool) unlink(i slot) {
+	b := &p.blocks[i]
+	p.blocks[b.prev].next, p.blocks[b.next].prev = b.next, b.prev
+	b.prev, b.next = none, none
 	p.idle--
 }
 
 // match is the longest run of cached blocks from the first key on.
-func (p *pool) match(keys []Key) []*block {
-	var run []*block
-	for _, k := range keys {
-		b := p.index[k]
-		if b == nil {
+func (p *pool) match(keys []Key) []slot {
+	var run []slot
+	for n, k := range keys {
+		i, ok := p.index[k]
+		if !ok {
 			break
 		}
-		run = append(run, b)
+		if run == nil {
+			run = make([]slot, 0, len(keys)-n+1)
+		}
+		run = append(run, i)
 	}
 	return run
 }
 
 // idleAmong counts the blocks that pin would take out of the free list.
-func (p *pool) idleAmong(run []*block) int {
+func (p *pool) idleAmong(run []slot) int {
 	n := 0
-	for _, b := range run {
-		if b.refs == 0 {
+	for _, i := range run {
+		if p.blocks[i].refs == 0 {
 			n++
 		}
 	}
@@ -75,77 +103,84 @@ func (p *pool) idleAmong(run []*block) int {
 }
 
 // pin holds blocks, so that nobody is handed them.
-func (p *pool) pin(run []*block) {
-	for _, b := range run {
-		if b.refs == 0 {
-			p.unlink(b)
+func (p *pool) pin(run []slot) {
+	for _, i := range run {
+		if p.blocks[i].refs == 0 {
+			p.unlink(i)
 		}
-		b.refs++
+		p.blocks[i].refs++
 	}
 }
 
 // take hands out the block that was freed longest ago. Its content is lost:
 // where it was known by a key, lost is true and the key is that of the result.
 // The caller checks idle before.
-func (p *pool) take() (b *block, key Key, lost bool) {
-	b = p.free.next
-	p.unlink(b)
+func (p *pool) take() (i slot, key Key, lost bool) {
+	i = p.blocks[p.free()].next
+	p.unlink(i)
+	b := &p.blocks[i]
 	key, lost = b.key, b.cached
-	p.forget(b)
+	p.forget(i)
 	b.refs = 1
-	return b, key, lost
+	return i, key, lost
 }
 
 // release gives blocks of one request back, the last first: the end of a prompt
 // is of less use to others than its beginning. Those that cannot be found by a
 // key are the first to be handed out, as in vLLM (seen in 0.32).
-func (p *pool) release(held []*block) {
-	for _, b := range slices.Backward(held) {
+func (p *pool) release(held []slot) {
+	free := p.free()
+	for _, i := range slices.Backward(held) {
+		b := &p.blocks[i]
 		b.refs--
 		switch {
 		case b.refs > 0:
 		case b.cached:
-			p.insert(b, p.free.prev)
+			p.insert(i, p.blocks[free].prev)
 		default:
-			p.insert(b, &p.free)
+			p.insert(i, free)
 		}
 	}
 }
 
 // remember makes a block's content known by its key.
-func (p *pool) remember(b *block, k Key) {
+func (p *pool) remember(i slot, k Key) {
+	b := &p.blocks[i]
 	if b.cached {
 		return
 	}
 	b.key, b.cached = k, true
-	first := p.index[k]
-	if first == nil {
-		p.index[k] = b
-		b.older, b.newer = b, b
+	first, ok := p.index[k]
+	if !ok {
+		p.index[k] = i
+		b.older, b.newer = i, i
 		return
 	}
-	b.older, b.newer = first.older, first
-	b.older.newer, first.older = b, b
+	oldest := &p.blocks[first]
+	b.older, b.newer = oldest.older, first
+	p.blocks[b.older].newer = i
+	oldest.older = i
 }
 
-func (p *pool) forget(b *block) {
+func (p *pool) forget(i slot) {
+	b := &p.blocks[i]
 	if !b.cached {
 		return
 	}
 	switch {
-	case b.newer == b:
+	case b.newer == i:
 		delete(p.index, b.key)
-	case p.index[b.key] == b:
+	case p.index[b.key] == i:
 		p.index[b.key] = b.newer
 	}
-	b.older.newer, b.newer.older = b.newer, b.older
-	b.cached, b.older, b.newer = false, nil, nil
+	p.blocks[b.older].newer, p.blocks[b.newer].older = b.newer, b.older
+	b.cached, b.older, b.newer = false, none, none
 }
 
 // forgetAll makes every block's content unknown; the order in which they are
 // handed out stays.
 func (p *pool) forgetAll() {
-	for i := range p.blocks {
-		p.forget(&p.blocks[i])
+	for i := range p.free() {
+		p.forget(i)
 	}
 }

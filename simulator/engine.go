@@ -13,6 +13,12 @@ type Options struct {
 	BlockTokens int
 	// ChunkTokens is the size of a chunk of the host tier; 0: 256.
 	ChunkTokens int
+	// Shared joins the host tiers of engines: what another has is fetched where
+	// the own tiers do not have it. It needs a host tier. Nil: there is none.
+	Shared *Shared
+	// WriteThrough: a prompt is in the host tier as soon as it is computed, not
+	// only when its answer has ended.
+	WriteThrough bool
 }
 
 // ID names a request; the caller gives it and never gives it twice.
@@ -43,7 +49,7 @@ type Output struct {
 	First, Finished bool
 	// Cached is the number of prompt tokens that were not computed when the
 	// request was first admitted, Loaded how many of them came from the host
-	// tier.
+	// tier, its own or another engine's.
 	Cached, Loaded int
 }
 
@@ -119,7 +125,7 @@ var ErrTooLarge = errors.New("request needs more KV memory than there is")
 type state struct {
 	Request
 	total, computed int
-	held            []*block
+	held            []slot
 	named           int // leading blocks of held that have been given their key
 	cached, loaded  int // at the first admission; -1 before
 	scheduled       int // tokens in the step under way
@@ -135,7 +141,9 @@ type Engine struct {
 	chunk    int // tokens
 	pool     *pool
 	host     *host // nil: no host tier
-	frozen   bool  // nothing may enter or leave the host tier
+	shared   *Shared
+	through  bool // WriteThrough
+	frozen   bool // nothing may enter or leave the host tier
 	byID     map[ID]*state
 	running  []*state // in order of admission
 	waiting  []*state // the head first
@@ -143,6 +151,9 @@ type Engine struct {
 	result   Result // of the step under way, so far
 	// reset: the cache was reset, which the next step with work tells.
 	reset bool
+	// blocked: at the last step's begin the head of the queue had no room, and
+	// nothing was freed since.
+	blocked bool
 }
 
 // New makes an idle engine with nothing cached.
@@ -156,10 +167,10 @@ func New(p Profile, o Options) *Engine {
 	e := &Engine{
 		profile: p, block: o.BlockTokens, chunk: o.ChunkTokens,
 		pool: newPool(p.KVTokens / o.BlockTokens),
-		byID: make(map[ID]*state),
+		byID: make(map[ID]*state), shared: o.Shared, through: o.WriteThrough,
 	}
 	if n := p.HostTokens / o.ChunkTokens; n > 0 {
-		e.host = newHost(n)
+		e.host = newHost(n, o.Shared)
 	}
 	return e
 }
@@ -170,8 +181,8 @@ func (e *Engine) Add(r Request) error {
 	if r.PromptTokens < 1 || r.OutputTokens < 1 {
 		return fmt.Errorf("request of %d prompt and %d answer tokens: each must be at least 1", r.PromptTokens, r.OutputTokens)
 	}
-	if need := e.blocks(r.PromptTokens + r.OutputTokens - 1); need > len(e.pool.blocks) {
-		return fmt.Errorf("%w: %d blocks of %d", ErrTooLarge, need, len(e.pool.blocks))
+	if need := e.blocks(r.PromptTokens + r.OutputTokens - 1); need > e.pool.size() {
+		return fmt.Errorf("%w: %d blocks of %d", ErrTooLarge, need, e.pool.size())
 	}
 	s := &state{Request: r, total: r.PromptTokens, cached: -1}
 	e.byID[r.ID] = s
@@ -187,16 +198,18 @@ func (e *Engine) Cancel(id ID) bool {
 		return false
 	}
 	e.drop(s)
-	e.waiting = slices.DeleteFunc(e.waiting, func(w *state) bool { return w == s })
+	is := func(other *state) bool { return other == s }
+	e.running = slices.DeleteFunc(e.running, is)
+	e.waiting = slices.DeleteFunc(e.waiting, is)
 	return true
 }
 
-// drop ends a running or waiting request; the queue is the caller's affair.
+// drop ends a running or waiting request; both queues are the caller's affair.
 func (e *Engine) drop(s *state) {
 	e.pool.release(s.held)
 	s.held = nil
 	delete(e.byID, s.ID)
-	e.running = slices.DeleteFunc(e.running, func(r *state) bool { return r == s })
+	e.blocked = false
 }
 
 // Schedule begins a step and says how long it takes; false: there is nothing to
@@ -206,7 +219,7 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 	if e.stepping {
 		panic("simulator: Schedule before the step under way is complete")
 	}
-	e.result = Result{}
+	e.result, e.blocked = Result{}, false
 	if e.reset {
 		e.result.Blocks = append(e.result.Blocks, BlockChange{Kind: CacheReset})
 	}
@@ -219,8 +232,12 @@ func (e *Engine) Schedule() (time.Duration, bool) {
 		}
 	}
 	if e.result.Preempted == 0 { // else the head would take what was just freed
-		for budget > 0 && len(e.waiting) > 0 && len(e.running) < e.profile.MaxSeqs && e.admit(e.waiting[0], &l) {
+		for budget > 0 && len(e.waiting) > 0 && len(e.running) < e.profile.MaxSeqs {
 			s := e.waiting[0]
+			if !e.admit(s, &l) {
+				e.blocked = true
+				break
+			}
 			e.waiting[0] = nil
 			e.waiting = e.waiting[1:]
 			e.running = append(e.running, s)
@@ -262,7 +279,7 @@ func (e *Engine) scheduleDecodes(budget int, l *load) int {
 }
 
 // take is a block for a request; the caller has seen that one is free.
-func (e *Engine) take() *block {
+func (e *Engine) take() slot {
 	b, key, lost := e.pool.take()
 	if lost {
 		e.result.Blocks = append(e.result.Blocks, BlockChange{Kind: BlockLost, Key: key})
@@ -285,16 +302,22 @@ func (e *Engine) preempt() *state {
 // admit finds what is cached of a request and reserves the blocks for the rest
 // of its prompt; false: there is no room now.
 func (e *Engine) admit(s *state, l *load) bool {
-	var run []*block
-	device, loaded := 0, 0
+	var run []slot
+	device, loaded, fetched := 0, 0, 0
 	if !s.NoCache {
 		// At least one token has to be computed, for the next comes out of it.
 		run = e.pool.match(s.Blocks[:min(len(s.Blocks), (s.total-1)/e.block)])
 		device = len(run) * e.block
 		if e.host != nil {
 			chunks := e.host.match(s.Chunks)
-			loaded = max(0, min(chunks*e.chunk, s.PromptTokens, s.total-1)-device)
-			e.host.touch(s.Chunks[:chunks])
+			own := chunks
+			for chunks < len(s.Chunks) && e.shared.Holds(s.Chunks[chunks]) {
+				chunks++
+			}
+			end := min(chunks*e.chunk, s.PromptTokens, s.total-1)
+			loaded = max(0, end-device)
+			fetched = max(0, end-max(device, own*e.chunk))
+			e.host.touch(s.Chunks[:own])
 		}
 	}
 	fresh := e.blocks(s.total) - len(run)
@@ -315,7 +338,8 @@ func (e *Engine) admit(s *state, l *load) bool {
 		}
 		e.result.Admitted = append(e.result.Admitted, a)
 	}
-	l.hostTokens += loaded
+	l.hostTokens += loaded - fetched
+	l.fetchTokens += fetched
 	return true
 }
 
@@ -346,7 +370,7 @@ func (e *Engine) name(s *state) {
 // ResetCache makes all that is in the prefix cache unknown, at once; the next
 // step that has work tells it. False, and nothing is done: requests hold memory.
 func (e *Engine) ResetCache() bool {
-	if e.pool.idle < len(e.pool.blocks) {
+	if e.pool.idle < e.pool.size() {
 		return false
 	}
 	e.pool.forgetAll()
@@ -361,11 +385,13 @@ func (e *Engine) Complete() Result {
 	}
 	e.stepping = false
 	res := e.result
-	for _, s := range slices.Clone(e.running) {
+	running := e.running[:0]
+	for _, s := range e.running {
 		s.computed += s.scheduled
 		advanced := s.scheduled > 0
 		s.scheduled = 0
 		if !advanced || s.computed < s.total {
+			running = append(running, s)
 			continue
 		}
 		s.total++
@@ -376,13 +402,19 @@ func (e *Engine) Complete() Result {
 		res.Outputs = append(res.Outputs, out)
 		if out.Finished {
 			e.drop(s)
+		} else {
+			running = append(running, s)
+		}
+		if keep := out.Finished; keep && !e.through || out.First && e.through {
 			e.keep(s, &res)
 		}
 	}
+	clear(e.running[len(running):])
+	e.running = running
 	return res
 }
 
-// keep stores a finished request's prompt in the host tier.
+// keep stores a request's prompt in the host tier.
 func (e *Engine) keep(s *state, res *Result) {
 	if e.host == nil || e.frozen {
 		return
@@ -406,7 +438,7 @@ func (e *Engine) HostKeys() []Key {
 func (e *Engine) Stats() Stats {
 	return Stats{
 		Running: len(e.running), Waiting: len(e.waiting),
-		BlocksHeld: len(e.pool.blocks) - e.pool.idle, Blocks: len(e.pool.blocks),
+		BlocksHeld: e.pool.size() - e.pool.idle, Blocks: e.pool.size(),
 	}
 }
 

@@ -1,7 +1,7 @@
 package simulator
 
 import (
-	"container/list"
+	"maps"
 	"slices"
 )
 
@@ -9,18 +9,31 @@ import (
 // first to go.
 type host struct {
 	chunks int // capacity
-	byKey  map[Key]*list.Element
-	order  list.List // of Key; the front goes first
+	byKey  map[Key]int32
+	// entries are the chunks in a ring; entries[0] is its sentinel, whose next is
+	// the first to go.
+	entries []hostEntry
+	shared  *Shared // told of what comes and goes; nil: nobody is
 }
 
-func newHost(chunks int) *host {
-	return &host{chunks: chunks, byKey: make(map[Key]*list.Element)}
+type hostEntry struct {
+	key        Key
+	prev, next int32
+}
+
+func newHost(chunks int, shared *Shared) *host {
+	return &host{chunks: chunks, byKey: make(map[Key]int32), entries: make([]hostEntry, 1), shared: shared}
+}
+
+// clone is a copy that shares nothing, and tells nobody.
+func (h *host) clone() *host {
+	return &host{chunks: h.chunks, byKey: maps.Clone(h.byKey), entries: slices.Clone(h.entries)}
 }
 
 // match is the length of the longest run of stored chunks from the first on.
 func (h *host) match(keys []Key) int {
 	for i, k := range keys {
-		if h.byKey[k] == nil {
+		if _, ok := h.byKey[k]; !ok {
 			return i
 		}
 	}
@@ -31,10 +44,23 @@ func (h *host) match(keys []Key) int {
 // beginning the rest of a prefix is of no use.
 func (h *host) touch(keys []Key) {
 	for _, k := range slices.Backward(keys) {
-		if e := h.byKey[k]; e != nil {
-			h.order.MoveToBack(e)
+		if i, ok := h.byKey[k]; ok && h.entries[0].prev != i {
+			h.unlink(i)
+			h.append(i)
 		}
 	}
+}
+
+func (h *host) unlink(i int32) {
+	e := &h.entries[i]
+	h.entries[e.prev].next, h.entries[e.next].prev = e.next, e.prev
+}
+
+// append makes an entry that is not in the ring the last to go.
+func (h *host) append(i int32) {
+	last := h.entries[0].prev
+	h.entries[i].prev, h.entries[i].next = last, 0
+	h.entries[last].next, h.entries[0].prev = i, i
 }
 
 // store keeps the chunks of one prompt and appends to changes those that are new
@@ -44,15 +70,24 @@ func (h *host) store(keys []Key, changes []HostChange) []HostChange {
 	keys = keys[:min(len(keys), h.chunks)]
 	h.touch(keys)
 	for _, k := range keys {
-		if h.byKey[k] != nil {
+		if _, ok := h.byKey[k]; ok {
 			continue
 		}
-		if h.order.Len() == h.chunks {
-			oldest := h.order.Remove(h.order.Front()).(Key)
+		i := int32(len(h.entries)) //nolint:gosec // bounded by chunks, which fits
+		if len(h.byKey) == h.chunks {
+			i = h.entries[0].next
+			oldest := h.entries[i].key
+			h.unlink(i)
 			delete(h.byKey, oldest)
+			h.shared.lose(oldest)
 			changes = append(changes, HostChange{oldest, true})
+		} else {
+			h.entries = append(h.entries, hostEntry{})
 		}
-		h.byKey[k] = h.order.PushBack(k)
+		h.entries[i].key = k
+		h.append(i)
+		h.byKey[k] = i
+		h.shared.gain(k)
 		changes = append(changes, HostChange{k, false})
 	}
 	h.touch(keys)
@@ -61,9 +96,43 @@ func (h *host) store(keys []Key, changes []HostChange) []HostChange {
 
 // keys lists what is stored, the next to go first.
 func (h *host) keys() []Key {
-	all := make([]Key, 0, h.order.Len())
-	for e := h.order.Front(); e != nil; e = e.Next() {
-		all = append(all, e.Value.(Key))
+	all := make([]Key, 0, len(h.byKey))
+	for i := h.entries[0].next; i != 0; i = h.entries[i].next {
+		all = append(all, h.entries[i].key)
 	}
 	return all
+}
+
+// Shared is what the host tiers of several engines hold together, so that each
+// can read what another has. It belongs to the goroutine of those engines.
+type Shared struct {
+	holders map[Key]int // bounded by the tiers
+}
+
+// NewShared is for engines to come; Options takes it.
+func NewShared() *Shared { return &Shared{holders: make(map[Key]int)} }
+
+// Holds reports whether any engine's host tier has a chunk.
+func (s *Shared) Holds(k Key) bool { return s != nil && s.holders[k] > 0 }
+
+func (s *Shared) gain(k Key) {
+	if s != nil {
+		s.holders[k]++
+	}
+}
+
+func (s *Shared) lose(k Key) {
+	if s == nil {
+		return
+	}
+	if s.holders[k]--; s.holders[k] == 0 {
+		delete(s.holders, k)
+	}
+}
+
+// Drop forgets what one engine held that is gone, as its HostKeys last told.
+func (s *Shared) Drop(keys []Key) {
+	for _, k := range keys {
+		s.lose(k)
+	}
 }

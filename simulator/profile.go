@@ -14,6 +14,7 @@ import (
 //	tokens' contexts) + Decode*d + DecodeContext*(sum of the decodes' contexts)
 //	+ HostLoad*h
 //
+// and FetchLoad for each token that another engine's host tier gives.
 // All coefficients are in seconds.
 type Profile struct {
 	// Name is how flags and reports call it.
@@ -38,6 +39,9 @@ type Profile struct {
 	HostTokens int
 	// HostLoad is what one token costs to bring back from the host tier.
 	HostLoad float64
+	// FetchLoad is what one token costs to bring from another engine's host tier,
+	// where engines share them.
+	FetchLoad float64
 }
 
 // profiles are fits of measured engines, and demo: slow enough that the noise
@@ -83,7 +87,7 @@ func ProfileByName(name string) (Profile, error) {
 // everything. speed is above 0.
 func (p Profile) AtSpeed(speed float64) Profile {
 	for _, seconds := range []*float64{
-		&p.Token, &p.Attention, &p.StepFloor, &p.StepOverhead, &p.Decode, &p.DecodeContext, &p.HostLoad,
+		&p.Token, &p.Attention, &p.StepFloor, &p.StepOverhead, &p.Decode, &p.DecodeContext, &p.HostLoad, &p.FetchLoad,
 	} {
 		*seconds /= speed
 	}
@@ -95,7 +99,7 @@ type load struct {
 	prefill, decodes int // tokens
 	// prefillContext and decodeContext are the positions attended to.
 	prefillContext, decodeContext int
-	hostTokens                    int
+	hostTokens, fetchTokens       int
 }
 
 // duration is how long a step with this load takes.
@@ -103,6 +107,6 @@ func (p *Profile) duration(l load) time.Duration {
 	seconds := max(p.StepFloor, p.Token*float64(l.prefill+l.decodes)) + p.StepOverhead +
 		p.Attention*float64(l.prefillContext) +
 		p.Decode*float64(l.decodes) + p.DecodeContext*float64(l.decodeContext) +
-		p.HostLoad*float64(l.hostTokens)
+		p.HostLoad*float64(l.hostTokens) + p.FetchLoad*float64(l.fetchTokens)
 	return time.Duration(seconds * float64(time.Second))
 }
