@@ -56,6 +56,9 @@ type Entry struct {
 	// Models are the names that the engine serves, its own first, then
 	// aliases; empty: the engine is asked (/v1/models).
 	Models []string `yaml:"models"`
+	// Kind labels the kind of engine, hardware and settings, for
+	// scoring.fit_per_kind; all without a label are of one kind.
+	Kind string `yaml:"kind"`
 	// Cluster is the Envoy cluster that holds this endpoint alone, for routes
 	// with cluster_header; empty: the name. Where the host name has several
 	// addresses no cluster is told, only the address.

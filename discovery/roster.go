@@ -154,6 +154,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 	endpoint := scoring.Endpoint{
 		ID:      m.id,
 		Name:    name,
+		Kind:    e.Kind,
 		Address: m.address.String(),
 		Cluster: cmp.Or(e.Cluster, name),
 		Models:  m.serves.names,

@@ -47,6 +47,9 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		st.release(scoring.OutcomeCancelled)
 		return err
 	}
+	if st.booking != nil {
+		st.booking.Sent()
+	}
 	return nil
 }
 
@@ -73,6 +76,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 			return nil, err
 		}
 		p = encoded
+		p.FillChain()
 		st.metrics.stage(stageEncode, time.Since(received))
 	}
 	st.model = p.Model
@@ -93,10 +97,10 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 // pick asks for the decision and tells everybody who wants to know.
 func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
 	began := time.Now()
-	d, err := st.picker.Pick(began, newID(), p)
+	d, err := st.picker.Pick(newID(), p)
 	if errors.Is(err, scoring.ErrModelRequired) && st.unread {
 		// The model is not missing from the request, only unknown to us.
-		d, err = st.picker.Pick(began, newID(), unsized())
+		d, err = st.picker.Pick(newID(), unsized())
 	}
 	if err != nil {
 		return nil, err

@@ -128,7 +128,7 @@ func pool(n int) []scoring.Endpoint {
 // newFixture serves the pool by round robin: 10.0.0.1 first.
 func newFixture(tb testing.TB, endpoints []scoring.Endpoint, change ...func(*Config, *Deps)) *fixture {
 	tb.Helper()
-	picker, err := scoring.NewPicker(scoring.Config{Policy: scoring.PolicyRoundRobin, DecodingAge: time.Minute}, rand.New(rand.NewPCG(3, 4)))
+	picker, err := scoring.NewPicker(config(scoring.PolicyRoundRobin), time.Now, rand.New(rand.NewPCG(3, 4)))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -369,4 +369,11 @@ var errBroken = errors.New("broken")
 func gaugeValue(tb testing.TB, f *fixture, p phase) float64 {
 	tb.Helper()
 	return testutil.ToFloat64(f.metrics.streams.WithLabelValues(string(p)))
+}
+
+// config is the default one with a policy.
+func config(policy string) scoring.Config {
+	c := scoring.DefaultConfig()
+	c.Policy = policy
+	return c
 }

@@ -1,10 +1,6 @@
 package extproc
 
-import (
-	"time"
-
-	"github.com/firsttoken/firsttoken/scoring"
-)
+import "github.com/firsttoken/firsttoken/scoring"
 
 // What Envoy tells of a request comes by its stream and by the access log, in
 // any order and often twice. All of it passes through these three, which act
@@ -32,9 +28,9 @@ func (s *Server) suspect(address string) {
 }
 
 // firstToken takes in the first chunk of a good answer's body.
-func (s *Server) firstToken(r *scoring.Reservation, now time.Time) {
+func (s *Server) firstToken(r *scoring.Reservation) {
 	d := r.Decision() // with its token ids, which it keeps no longer than this
-	ttft, first := r.FirstToken(now)
+	ttft, first := r.FirstToken()
 	if !first {
 		return
 	}

@@ -56,7 +56,7 @@ func FuzzStream(f *testing.F) {
 			t.Errorf("%d reservations are left, %d ends of %d decisions", stats.Open, len(fx.ends), len(fx.decided))
 		}
 		for _, e := range stats.Endpoints {
-			if e.Queued != 0 || e.Waiting != 0 || e.Decoding != 0 {
+			if e.QueuedArea != 0 || e.Waiting != 0 || e.Decoding != 0 {
 				t.Errorf("left behind: %+v", e)
 			}
 		}

@@ -37,7 +37,8 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 	for i := range d.Candidates[:cap(candidates)] {
 		c := &d.Candidates[i]
 		candidates = append(candidates, candidateLog{
-			Endpoint: c.Endpoint.Name, Cached: c.Cached, Work: c.Work, Queued: c.Queued,
+			Endpoint: c.Endpoint.Name, Cached: c.Cached, Optimistic: c.Optimistic, Area: c.Area, QueuedArea: c.QueuedArea,
+			Work: c.Work, Backlog: c.Backlog, KVWait: c.KVWait,
 			Waiting: c.Waiting, Decoding: c.Decoding, Estimate: c.Estimate.Seconds(),
 		})
 	}
@@ -56,11 +57,15 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 
 // candidateLog is one candidate in a log line.
 type candidateLog struct {
-	Endpoint string         `json:"endpoint"`
-	Cached   scoring.Tokens `json:"cached_tokens"`
-	Work     scoring.Work   `json:"work"`
-	Queued   scoring.Work   `json:"queued_work"`
-	Waiting  int            `json:"waiting"`
-	Decoding int            `json:"decoding"`
-	Estimate float64        `json:"estimate_seconds"`
+	Endpoint   string         `json:"endpoint"`
+	Cached     scoring.Tokens `json:"cached_tokens"`
+	Optimistic scoring.Tokens `json:"optimistic_tokens"`
+	Area       scoring.Work   `json:"work"`
+	QueuedArea scoring.Work   `json:"queued_work"`
+	Work       float64        `json:"work_seconds"`
+	Backlog    float64        `json:"backlog_seconds"`
+	KVWait     float64        `json:"kv_wait_seconds"`
+	Waiting    int            `json:"waiting"`
+	Decoding   int            `json:"decoding"`
+	Estimate   float64        `json:"estimate_seconds"`
 }

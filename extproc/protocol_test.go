@@ -515,7 +515,7 @@ func TestErrorTeachesNothing(t *testing.T) {
 				if len(f.tokens) != 0 || !slices.Equal(f.outcomes(), []scoring.Outcome{scoring.OutcomeError}) {
 					t.Errorf("first tokens %v, outcomes %v", f.tokens, f.outcomes())
 				}
-				if stats := f.picker.Stats(); stats.Open != 0 || stats.Endpoints[0].Queued+stats.Endpoints[1].Queued != 0 {
+				if stats := f.picker.Stats(); stats.Open != 0 || stats.Endpoints[0].QueuedArea+stats.Endpoints[1].QueuedArea != 0 {
 					t.Errorf("booked: %+v", stats)
 				}
 			})

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"strconv"
 	"strings"
-	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -30,12 +29,11 @@ func (st *stream) responseHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3
 }
 
 func (st *stream) responseBody(msg *extprocv3.ProcessingRequest, b *extprocv3.HttpBody) error {
-	now := time.Now()
 	st.respond(msg)
 	if len(b.GetBody()) > 0 && !st.begun && !st.announces(b.GetBody()) {
 		st.begun = true
 		st.events = beginsEvents(b.GetBody())
-		st.firstChunk(now, msg, b.GetBody())
+		st.firstChunk(msg, b.GetBody())
 	}
 	if b.GetEndOfStream() {
 		st.finish()
@@ -82,7 +80,7 @@ func (st *stream) respond(msg *extprocv3.ProcessingRequest) {
 
 // firstChunk takes the first content of the response's body: the first token,
 // unless the engine refused.
-func (st *stream) firstChunk(now time.Time, msg *extprocv3.ProcessingRequest, chunk []byte) {
+func (st *stream) firstChunk(msg *extprocv3.ProcessingRequest, chunk []byte) {
 	switch {
 	case st.booking == nil:
 	case refusal(attribute(msg, envoy.AttributeCode), st.booking.Decision().Prompt, chunk):
@@ -90,7 +88,7 @@ func (st *stream) firstChunk(now time.Time, msg *extprocv3.ProcessingRequest, ch
 	case st.dialect.response == bodyBuffered || st.dialect.response == bodyPartial:
 		// It came with the last token; its time says nothing of the first.
 	default:
-		st.firstToken(st.booking, now)
+		st.firstToken(st.booking)
 	}
 }
 

@@ -80,7 +80,7 @@ func newFleet(t *testing.T, n int, sources func(f *fleet) []Source, finders ...F
 	var err error
 	cfg := scoring.DefaultConfig()
 	cfg.Policy = scoring.PolicyRoundRobin // so that every engine gets its share
-	if f.picker, err = scoring.NewPicker(cfg, rand.New(rand.NewPCG(1, 2)), f.checker); err != nil {
+	if f.picker, err = scoring.NewPicker(cfg, func() time.Time { return f.clock }, rand.New(rand.NewPCG(1, 2)), f.checker); err != nil {
 		t.Fatal(err)
 	}
 	f.checker.SetEndpoints(f.list)
@@ -191,7 +191,7 @@ func salted(p *scoring.Prompt, ids []uint32) []uint32 {
 func (f *fleet) serve(p *scoring.Prompt) *scoring.Decision {
 	f.t.Helper()
 	f.next++
-	d, err := f.picker.Pick(f.clock, fmt.Sprint(f.next), p)
+	d, err := f.picker.Pick(fmt.Sprint(f.next), p)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func (f *fleet) serve(p *scoring.Prompt) *scoring.Decision {
 	f.clock = f.clock.Add(50 * time.Millisecond)
 	if p.Streamed {
 		first := d.Reservation.Decision()
-		d.Reservation.FirstToken(f.clock)
+		d.Reservation.FirstToken()
 		f.checker.FirstToken(first, 0)
 	}
 	f.clock = f.clock.Add(50 * time.Millisecond)

@@ -105,7 +105,7 @@ func TestWindowsWaitForWhatIsUnderWay(t *testing.T) {
 	f := newFleet(t, 1, func(*fleet) []Source { return nil })
 	var flying []*scoring.Decision
 	for i := range 40 {
-		d, err := f.picker.Pick(f.clock, "flying"+string(rune('0'+i)), promptOf(i, 5000))
+		d, err := f.picker.Pick("flying"+string(rune('0'+i)), promptOf(i, 5000))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,13 +27,13 @@ func TestAllAtOnce(t *testing.T) {
 		group.Go(func() {
 			for i := range 200 {
 				p := promptOf(g, 500)
-				d, err := f.picker.Pick(f.clock, fmt.Sprint(g, " ", i), p)
+				d, err := f.picker.Pick(fmt.Sprint(g, " ", i), p)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				f.checker.Decided(d)
-				d.Reservation.FirstToken(f.clock)
+				d.Reservation.FirstToken()
 				f.checker.FirstToken(d, 0)
 				e := d.Endpoint()
 				d.Reservation.End()

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -325,10 +324,10 @@ func (p *progress) inOrderLocked() []*booking {
 }
 
 // tell passes the news on. No lock is held.
-func (p *progress) tell(news []told, now time.Time) (ended uint64) {
+func (p *progress) tell(news []told) (ended uint64) {
 	for _, n := range news {
 		n.reservation.Computed(p.id, n.sequence, n.tokens)
-		if n.over && n.reservation.Prefilled(now, p.id) {
+		if n.over && n.reservation.Prefilled(p.id) {
 			ended++
 		}
 	}

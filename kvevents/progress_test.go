@@ -31,7 +31,7 @@ func newFleet(t *testing.T, ranks ...int) *fleet {
 	ix := newIndex(DefaultConfig())
 	f := &fleet{t: t, ix: ix, s: &Subscriber{index: ix}, now: time.Unix(1000, 0)}
 	var err error
-	if f.picker, err = scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), f); err != nil {
+	if f.picker, err = scoring.NewPicker(scoring.DefaultConfig(), func() time.Time { return f.now }, rand.New(rand.NewPCG(1, 2)), f); err != nil {
 		t.Fatal(err)
 	}
 	var endpoints []scoring.Endpoint
@@ -57,7 +57,7 @@ func asked(sequences ...[]uint32) *scoring.Prompt {
 func (f *fleet) route(p *scoring.Prompt) *scoring.Decision {
 	f.t.Helper()
 	f.next++
-	d, err := f.picker.Pick(f.now, strconv.Itoa(f.next), p)
+	d, err := f.picker.Pick(strconv.Itoa(f.next), p)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -82,8 +82,8 @@ func (f *fleet) end(d *scoring.Decision) {
 func (f *fleet) owes(work scoring.Work, waiting, decoding int) {
 	f.t.Helper()
 	e := f.picker.Stats().Endpoints[0]
-	if e.Queued != work || e.Waiting != waiting || e.Decoding != decoding {
-		f.t.Errorf("queued %.0f, waiting %d, decoding %d; want %.0f, %d, %d", e.Queued, e.Waiting, e.Decoding, work, waiting, decoding)
+	if e.QueuedArea != work || e.Waiting != waiting || e.Decoding != decoding {
+		f.t.Errorf("queued %.0f, waiting %d, decoding %d; want %.0f, %d, %d", e.QueuedArea, e.Waiting, e.Decoding, work, waiting, decoding)
 	}
 }
 
@@ -126,7 +126,7 @@ func TestPrefillIsFollowed(t *testing.T) {
 				t.Errorf("%d prefills counted", n)
 			}
 			f.idle()
-			ttft, first := d.Reservation.FirstToken(f.now.Add(time.Millisecond))
+			ttft, first := d.Reservation.FirstToken()
 			if first != streamed || streamed && ttft != 8*time.Millisecond {
 				t.Errorf("first token after %s, %v", ttft, first)
 			}
@@ -187,7 +187,7 @@ func TestEqualPrompts(t *testing.T) {
 	f.owes(2*left(17, 0), 2, 0)
 	f.tell(say{}.stored(ids[:16], 0))
 	f.owes(left(17, 16), 1, 1)
-	if first.Reservation.Prefilled(f.now, 1) || !second.Reservation.Prefilled(f.now, 1) {
+	if first.Reservation.Prefilled(1) || !second.Reservation.Prefilled(1) {
 		t.Error("the second was released, not the first")
 	}
 	f.end(first)
@@ -230,7 +230,7 @@ func TestPromptsThatShareBlocks(t *testing.T) {
 				id = "2"
 			}
 			d := f.picker.Find(id)
-			d.FirstToken(f.now)
+			d.FirstToken()
 			f.s.FirstToken(d.Decision(), 0)
 			f.owes(0, 0, 2)
 			f.idle()
@@ -328,8 +328,8 @@ func TestProgressOfARetry(t *testing.T) {
 		if e.Endpoint.ID == served.ID {
 			want = left(400, 0) + left(17, 0)
 		}
-		if e.Queued != want {
-			t.Errorf("%s owes %.0f, want %.0f", e.Endpoint.Name, e.Queued, want)
+		if e.QueuedArea != want {
+			t.Errorf("%s owes %.0f, want %.0f", e.Endpoint.Name, e.QueuedArea, want)
 		}
 	}
 	f.end(d)
@@ -456,7 +456,7 @@ func TestProgressAgainstEngine(t *testing.T) {
 				b := f.ix.progress(1).bookings[r.d.ID]
 				if b != nil && r.held && r.done == len(r.ids) {
 					// Nothing tells of it but its first token.
-					r.d.Reservation.FirstToken(f.now)
+					r.d.Reservation.FirstToken()
 					f.end(r.d)
 					b = nil
 				}
@@ -471,8 +471,8 @@ func TestProgressAgainstEngine(t *testing.T) {
 					owed += left(len(r.ids), min(held, (len(r.ids)-1)/4*4))
 				}
 			}
-			if e := f.picker.Stats().Endpoints[0]; e.Queued != owed {
-				t.Fatalf("seed %d: owes %.0f, %.0f are left", seed, e.Queued, owed)
+			if e := f.picker.Stats().Endpoints[0]; e.QueuedArea != owed {
+				t.Fatalf("seed %d: owes %.0f, %.0f are left", seed, e.QueuedArea, owed)
 			}
 		}
 		for _, r := range all {

@@ -88,7 +88,7 @@ func (v *view) apply(b *batch, now time.Time, live bool) {
 		case kindStored:
 			v.store(e)
 			if live {
-				v.follow(e, now)
+				v.follow(e)
 			}
 		case kindRemoved:
 			v.remove(e)
@@ -102,11 +102,11 @@ func (v *view) apply(b *batch, now time.Time, live bool) {
 }
 
 // follow tells the prompts under way what the event that was stored last computed.
-func (v *view) follow(e *event, now time.Time) {
+func (v *view) follow(e *event) {
 	if len(v.run) == 0 || v.progress.waiting.Load() == 0 {
 		return
 	}
-	if ended := v.progress.tell(v.progress.stored(v.rank, e.blockSize, v.run), now); ended > 0 {
+	if ended := v.progress.tell(v.progress.stored(v.rank, e.blockSize, v.run)); ended > 0 {
 		v.note(func(a *account) { a.prefills += ended })
 	}
 }

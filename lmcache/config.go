@@ -67,6 +67,10 @@ func (t TransferSeconds) of(location string) float64 {
 	}
 }
 
+// elsewhere reports whether what is held there has to come from outside the
+// engine's own machine.
+func elsewhere(location string) bool { return location != LocationCPU && location != locationDisk }
+
 // LocationPeer is where an endpoint finds what only other engines hold.
 const LocationPeer = "P2PBackend"
 

@@ -290,7 +290,7 @@ func (h *Hasher) match(held Held, anywhere int, length scoring.Tokens, transfer 
 	m.Spans = make([]scoring.Span, 0, len(held.Runs)+1)
 	add := func(chunks int, location string) {
 		m.Cached = min(scoring.Tokens(chunks*h.chunkSize), length)
-		m.Spans = append(m.Spans, scoring.Span{End: m.Cached, Location: location, SecondsPerToken: transfer.of(location)})
+		m.Spans = append(m.Spans, scoring.Span{End: m.Cached, Location: location, SecondsPerToken: transfer.of(location), Remote: elsewhere(location)})
 	}
 	for _, r := range held.Runs {
 		add(r.End, r.Location)

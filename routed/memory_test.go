@@ -29,7 +29,7 @@ func newFleet(t *testing.T, capacity scoring.Tokens) *fleet {
 func fleetOf(t *testing.T, cfg Config) *fleet {
 	t.Helper()
 	m := New(cfg, slog.New(slog.DiscardHandler))
-	p, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), m)
+	p, err := scoring.NewPicker(scoring.DefaultConfig(), func() time.Time { return time.Unix(0, 0) }, rand.New(rand.NewPCG(1, 2)), m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func (f *fleet) endpoints(ids ...int) {
 func (f *fleet) route(p *scoring.Prompt) *scoring.Decision {
 	f.t.Helper()
 	f.next++
-	d, err := f.picker.Pick(time.Unix(0, 0), fmt.Sprint(f.next), p)
+	d, err := f.picker.Pick(fmt.Sprint(f.next), p)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func (f *fleet) route(p *scoring.Prompt) *scoring.Decision {
 }
 
 func (f *fleet) firstToken(d *scoring.Decision) {
-	d.Reservation.FirstToken(time.Unix(0, 0))
+	d.Reservation.FirstToken()
 	f.memory.FirstToken(d, 0)
 }
 

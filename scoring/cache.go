@@ -32,6 +32,9 @@ type Span struct {
 	// SecondsPerToken is how long the engine takes to bring one of its tokens
 	// to where it computes; 0: they are there, or the cost is not known.
 	SecondsPerToken float64
+	// Remote: the tokens are held by another engine, or in a store of all of
+	// them, and have to be fetched from there.
+	Remote bool
 }
 
 // CacheIndex is one source of cache truth: LMCache's controller, engine events

@@ -9,23 +9,58 @@ import (
 // Config sets how endpoints are chosen.
 type Config struct {
 	// Policy chooses the endpoint: trapezoid sends a request where queued plus
-	// own prefill work is least; roundrobin takes turns.
+	// own prefill work is least; ttft where its first token comes soonest, by
+	// what first tokens taught of the engines' speed; kvaware where most of it is
+	// cached; leastload where fewest are in flight; qps where fewest were sent in
+	// the last minute; roundrobin takes turns.
 	Policy string `yaml:"policy"`
-	// DecodingAge is how long a request past its first token is counted as
-	// decoding when nothing tells of its end (no access log service).
+	// AttentionTokens is the prompt length from which on a token's attention
+	// costs more than the model's linear layers: 2*params/(4*layers*heads*head_dim),
+	// some 30,000 for most models.
+	AttentionTokens Tokens `yaml:"attention_tokens"`
+	// BatchTokens is how many tokens the engines compute in one step
+	// (--max-num-batched-tokens).
+	BatchTokens Tokens `yaml:"batch_tokens"`
+	// KVRoom keeps requests from engines whose KV memory is full, where the
+	// capacity of every engine of the model is known (ttft).
+	KVRoom bool `yaml:"kv_room"`
+	// FitPerKind learns the speed of each kind of engine (the endpoints' kind) of
+	// a model by itself, where kv_room works; else one for all of the model (ttft).
+	FitPerKind bool `yaml:"fit_per_kind"`
+	// KVAwareThreshold is how many tokens of a prompt a match may leave out to count
+	// for kvaware; 0: any match counts.
+	KVAwareThreshold Tokens `yaml:"kvaware_threshold"`
+	// DecodingAge is how long a request past its first token is kept on the books
+	// when nothing tells of its end (no access log service).
 	DecodingAge time.Duration `yaml:"decoding_age"`
 }
 
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
-	return Config{Policy: PolicyTrapezoid, DecodingAge: 10 * time.Minute}
+	return Config{
+		Policy:           PolicyTrapezoid,
+		AttentionTokens:  30_000,
+		BatchTokens:      8192,
+		KVRoom:           true,
+		KVAwareThreshold: 2000,
+		DecodingAge:      10 * time.Minute,
+	}
 }
 
 // Validate joins all faults, each beginning with its path below path.
 func (c Config) Validate(path string) error {
 	var faults []error
-	if _, err := policyByID(c.Policy); err != nil {
+	if _, err := policyByID(c); err != nil {
 		faults = append(faults, fmt.Errorf("%s.policy: %w", path, err))
+	}
+	if c.AttentionTokens < 1 {
+		faults = append(faults, fmt.Errorf("%s.attention_tokens: is %d; write a number of tokens above zero, such as 30000", path, c.AttentionTokens))
+	}
+	if c.BatchTokens < 1 {
+		faults = append(faults, fmt.Errorf("%s.batch_tokens: is %d; write the engines' --max-num-batched-tokens, such as 8192", path, c.BatchTokens))
+	}
+	if c.KVAwareThreshold < 0 {
+		faults = append(faults, fmt.Errorf("%s.kvaware_threshold: is %d; write a number of tokens, or 0 where any match counts", path, c.KVAwareThreshold))
 	}
 	if c.DecodingAge <= 0 {
 		faults = append(faults, fmt.Errorf("%s.decoding_age: is %s; write a duration above zero, such as 10m", path, c.DecodingAge))

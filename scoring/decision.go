@@ -22,7 +22,9 @@ var (
 type Work float64
 
 // Candidate is one endpoint weighed for one request. The numbers are those the
-// policy saw, kept for logs, /decisions and for a booking that has to move.
+// policy saw, kept for logs, /decisions and for a booking that has to move. All
+// but Endpoint, Known, Cached, Matches, Remote, Area and Uncached are of the
+// moment of the choice, filled in under the ledger's lock.
 type Candidate struct {
 	Endpoint Endpoint
 	// Cached is the number of prompt tokens held, summed over sequences. Known
@@ -31,25 +33,47 @@ type Candidate struct {
 	Known  bool
 	// Matches are what the endpoint holds of each sequence, in order.
 	Matches []Match
-	// Load is how long the engine takes to bring what is cached in slower tiers
-	// to where it computes, in seconds; it does so before it computes the rest.
-	Load float64
-	// Work is this request's own prefill work there, Loading the part of it that
-	// stands for Load at the pool's pace. Loading is filled in, and added to
-	// Work, under the ledger's lock.
-	Work    Work
-	Loading Work
-	// Queued is the work booked there and not yet seen finished, Waiting the
-	// number of requests it belongs to, Decoding the number of requests past
-	// their first token. Filled in under the ledger's lock.
-	Queued   Work
-	Waiting  int
-	Decoding int
+	// Optimistic is the number of tokens beyond Cached that requests under way
+	// there bring, Remote how many of Cached have to come from another engine.
+	Optimistic Tokens
+	Remote     Tokens
+	// Area is this request's own prefill work there in the trapezoid's unit,
+	// QueuedArea the work booked there and not yet seen finished.
+	Area       Work
+	QueuedArea Work
+	// Uncached is how many tokens the engine computes given Cached; QueuedTokens
+	// the sum of those of the requests booked there without a first token.
+	Uncached     Tokens
+	QueuedTokens Tokens
+	// Waiting is the number of requests booked there without a first token,
+	// Decoding that of those past it, HeldTokens the tokens of KV memory that all
+	// of them hold.
+	Waiting    int
+	Decoding   int
+	HeldTokens Tokens
+	// In seconds: Load is how long the engine takes to bring what is cached in
+	// slower tiers to where it computes, which it does before it computes the
+	// rest; Work is this request's own prefill, Load included; Backlog is how
+	// long the engine is busy with what was sent before; KVWait how long the
+	// request waits there for KV memory.
+	Load    float64
+	Work    float64
+	Backlog float64
+	KVWait  float64
+	// Rate is the requests per second that were sent there lately.
+	Rate float64
 	// Turn is when the endpoint was last chosen for this model, counted in
 	// decisions; 0: never.
 	Turn uint64
-	// Estimate is the predicted time to first token, queue included.
+	// Cost and Tie are the policy's verdict: the least Cost wins, then the least
+	// Tie.
+	Cost, Tie float64
+	// Estimate is the predicted time to first token, whatever the policy:
+	// Backlog, KVWait and Work.
 	Estimate time.Duration
+
+	// equivalents and steps are the part of Work that is computed, for the fit.
+	equivalents, steps float64
 }
 
 // Reason says why the endpoint was chosen. The values label metrics.
@@ -69,7 +93,8 @@ const (
 	// ReasonIdle: nothing is cached that sets the candidates apart; it has the
 	// least queued.
 	ReasonIdle Reason = "idle"
-	// ReasonLoad: the request has no prompt to weigh; the least queued.
+	// ReasonLoad: the request has no prompt to weigh, or the policy looks at the
+	// load alone; the least loaded.
 	ReasonLoad Reason = "load"
 )
 

@@ -27,6 +27,9 @@ type Endpoint struct {
 	// Adapters are those of Models that are LoRA adapters of another: what the
 	// engine caches for one it never reuses for another, nor for the model.
 	Adapters []string
+	// Kind labels the kind of engine, hardware and settings; empty: all that have
+	// no label are of one kind.
+	Kind string
 	// Ready is false after failed probes; such an endpoint is no candidate.
 	Ready bool
 	// Cache tells the cache sources who this endpoint is to them.

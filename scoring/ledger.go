@@ -6,6 +6,11 @@ import (
 	"time"
 )
 
+// Clock tells the time of events. It is read under the ledger's lock, so that
+// the times of events are in the order in which they are taken in; it must not
+// call back.
+type Clock func() time.Time
+
 // ledger is our own account of prefill work sent and not yet seen finished. It
 // needs no scrape, so it is never stale; it cannot see traffic that bypasses
 // this process, and what other replicas sent is unknown to it.
@@ -13,9 +18,12 @@ import (
 // One mutex guards everything in it, and the state of all its reservations. It
 // is held for a scan over the endpoints of one request, never across I/O.
 type ledger struct {
-	decodingAge time.Duration
+	cfg   Config // set once
+	clock Clock  // set once
 
 	mu sync.Mutex // guards the following fields and every Reservation's
+	// now is the time of the last event.
+	now time.Time
 	// rng breaks ties.
 	rng *rand.Rand
 	// accounts has exactly the endpoints last given to sync.
@@ -27,23 +35,55 @@ type ledger struct {
 	// overdue collects reservations that ended by age until expire hands them
 	// out.
 	overdue []*Reservation
-	// paces has one entry for each pool: the own model name of its engines.
-	paces map[string]*pace
-	turn  uint64
-	count Counts
+	// grouping are the accounts with an open group of first tokens, the oldest
+	// group first.
+	grouping []*account
+	// pools and kinds are what was learned of engines, at most maxPools of each
+	// whose endpoints are all gone.
+	pools map[string]*pool
+	kinds map[kindID]*kind
+	// endsTold: the last answer that was over was so because somebody told.
+	endsTold bool
+	turn     uint64
+	count    Counts
 }
 
 // account is what one life of one endpoint owes. Reservations point at it, so
 // what belongs to a removed endpoint is never charged to its successor.
 type account struct {
-	queued   Work
-	waiting  int
-	decoding int
+	ready bool
+	pool  *pool
+	kind  *kind
+	// queue has the reservations before their first token in order of dispatch,
+	// waiting counts them. Of them: area and work are what is not over by what was
+	// told, in the trapezoid's unit and in time; uncached and promptTokens their
+	// tokens.
+	queue        line
+	waiting      int
+	area         Work
+	work         time.Duration
+	uncached     Tokens
+	promptTokens Tokens
+	// decoded has those past their first token in that order. fresh is the first
+	// of them whose answer is not predicted to be over, freshCount and freshTokens
+	// those from it on.
+	decoded        line
+	decoding       int
+	decodingTokens Tokens
+	fresh          *Reservation
+	freshCount     int
+	freshTokens    Tokens
 	// lastFirst is when the endpoint last gave a first token: before it, the
 	// engine was busy with an earlier request.
 	lastFirst time.Time
+	group     group
+	// engine is what the engine said last, engineWaiting the prompt tokens of the
+	// requests that waited there then, sentSince those sent since.
+	engine                   Engine
+	engineWaiting, sentSince Tokens
 	// turns is when the endpoint was last chosen, by pool.
 	turns map[string]uint64
+	sent  rate
 }
 
 // Counts are totals since start.
@@ -61,30 +101,45 @@ type Counts struct {
 	Moved uint64
 }
 
-func newLedger(decodingAge time.Duration, rng *rand.Rand) *ledger {
+func newLedger(cfg Config, clock Clock, rng *rand.Rand) *ledger {
 	return &ledger{
-		decodingAge: decodingAge,
-		rng:         rng,
-		accounts:    make(map[EndpointID]*account),
-		open:        make(map[string]*Reservation),
-		paces:       make(map[string]*pace),
+		cfg:      cfg,
+		clock:    clock,
+		rng:      rng,
+		accounts: make(map[EndpointID]*account),
+		open:     make(map[string]*Reservation),
+		pools:    make(map[string]*pool),
+		kinds:    make(map[kindID]*kind),
 	}
+}
+
+// lock takes mu for an event, whose time it returns, and lets happen first what
+// happens by time alone.
+func (l *ledger) lock() time.Time {
+	l.mu.Lock()
+	l.now = later(l.now, l.clock())
+	l.closeGroupsLocked()
+	l.elapseLocked()
+	return l.now
 }
 
 // sync opens accounts for endpoints that are new and closes those of endpoints
 // that are gone: all that was booked there is released.
 func (l *ledger) sync(endpoints []Endpoint) {
-	l.mu.Lock()
+	l.lock()
 	defer l.mu.Unlock()
 	present := make(map[EndpointID]*account, len(endpoints))
-	pools := make(map[string]*pace)
-	for _, e := range endpoints {
+	pools, kinds := make(map[string]bool), make(map[kindID]bool)
+	for i := range endpoints {
+		e := &endpoints[i]
 		a := l.accounts[e.ID]
 		if a == nil {
 			a = &account{turns: make(map[string]uint64)}
 		}
 		present[e.ID] = a
-		pools[e.pool()] = l.paces[e.pool()]
+		id := kindID{e.pool(), e.Kind}
+		pools[id.pool], kinds[id] = true, true
+		a.ready, a.pool, a.kind = e.Ready, l.poolLocked(id.pool), l.kindLocked(id)
 	}
 	gone := make(map[*account]bool)
 	for id, a := range l.accounts {
@@ -102,32 +157,45 @@ func (l *ledger) sync(endpoints []Endpoint) {
 	l.accounts = present
 	// What was learned of a pool outlives a moment without endpoints only as
 	// long as another pool does not need the room.
-	for pool := range l.paces {
-		if _, ok := pools[pool]; !ok && len(l.paces) > maxPaces {
-			delete(l.paces, pool)
+	for id := range l.pools {
+		if !pools[id] && len(l.pools) > maxPools {
+			delete(l.pools, id)
 		}
 	}
-}
-
-// maxPaces bounds the pools whose speed is remembered though no endpoint of
-// them is left.
-const maxPaces = 64
-
-// pool names the endpoints that are alike: one model.
-func (e Endpoint) pool() string {
-	if len(e.Models) == 0 {
-		return ""
+	for id := range l.kinds {
+		if !kinds[id] && len(l.kinds) > maxPools {
+			delete(l.kinds, id)
+		}
 	}
-	return e.Models[0]
+	l.roomLocked()
 }
 
-func (l *ledger) paceLocked(pool string) *pace {
-	p := l.paces[pool]
+func (l *ledger) poolLocked(id string) *pool {
+	p := l.pools[id]
 	if p == nil {
-		p = &pace{}
-		l.paces[pool] = p
+		p = &pool{}
+		l.pools[id] = p
 	}
 	return p
+}
+
+func (l *ledger) kindLocked(id kindID) *kind {
+	k := l.kinds[id]
+	if k == nil {
+		k = &kind{output: firstOutput}
+		l.kinds[id] = k
+	}
+	return k
+}
+
+// fitLocked is the speed of an endpoint. A fit for each kind is of use only
+// where requests are kept from engines whose memory is full: without that it
+// makes the choice worse than one for all. Caller must hold mu.
+func (l *ledger) fitLocked(a *account) *Fit {
+	if l.cfg.FitPerKind && a.pool.room {
+		return &a.kind.fit
+	}
+	return &a.pool.fit
 }
 
 // reserve picks the best candidate and books its work in the same critical
@@ -136,53 +204,113 @@ func (l *ledger) paceLocked(pool string) *pace {
 // numbers and reorders them: the choice, the next two, the rest in no order.
 // Candidates whose endpoint is gone meanwhile are dropped; ErrNoEndpoint says
 // that none is left.
-func (l *ledger) reserve(now time.Time, d *Decision, policy Policy) error {
-	l.mu.Lock()
+func (l *ledger) reserve(d *Decision, policy Policy) error {
+	d.Time = l.lock()
 	defer l.mu.Unlock()
-	l.elapseLocked(now)
-
-	kept := d.Candidates[:0]
-	for _, c := range d.Candidates {
-		a := l.accounts[c.Endpoint.ID]
-		if a == nil {
-			continue
-		}
-		pool := c.Endpoint.pool()
-		c.Queued, c.Waiting, c.Decoding, c.Turn = a.queued, a.waiting, a.decoding, a.turns[pool]
-		c.Loading = l.paceLocked(pool).worth(c.Load)
-		c.Work += c.Loading
-		c.Estimate = l.paceLocked(pool).estimate(c.Queued + c.Work)
-		kept = append(kept, c)
+	if err := l.completeLocked(d); err != nil {
+		return err
 	}
+	l.arriveLocked(d)
+	l.rankLocked(d, policy)
+	l.bookLocked(d)
+	return nil
+}
+
+// completeLocked drops the candidates that are gone and gives the others the
+// numbers of this moment. Caller must hold mu.
+func (l *ledger) completeLocked(d *Decision) error {
+	kept := d.Candidates[:0]
+	for i := range d.Candidates {
+		c := &d.Candidates[i]
+		if a := l.accounts[c.Endpoint.ID]; a != nil {
+			l.weighLocked(a, d, c)
+			kept = append(kept, *c)
+		}
+	}
+	d.Candidates = kept
 	if len(kept) == 0 {
 		return ErrNoEndpoint
 	}
-	d.Candidates = kept
-	l.rng.Shuffle(len(kept), func(i, j int) { kept[i], kept[j] = kept[j], kept[i] })
-	for front := range min(len(kept), 1+alternates) {
-		best := front
-		for i := front + 1; i < len(kept); i++ {
-			if policy.Better(&kept[i], &kept[best]) {
-				best = i
+	return nil
+}
+
+// weighLocked gives a candidate the numbers of this moment. Caller must hold mu.
+func (l *ledger) weighLocked(a *account, d *Decision, c *Candidate) {
+	at, fit := l.occupancyLocked(a, l.now), l.fitLocked(a)
+	s, o := fit.SecondsPerToken(), fit.SecondsPerStep()
+	c.QueuedArea, c.QueuedTokens, c.Waiting = a.area, a.uncached, a.waiting
+	c.Decoding, c.HeldTokens = at.decoding, at.held
+	c.Turn, c.Rate = a.turns[c.Endpoint.pool()], a.sent.perSecond(l.now)
+	c.Backlog = a.backlog(l.now).Seconds()
+	c.KVWait = 0
+	if l.cfg.KVRoom && a.pool.room {
+		c.KVWait = a.waitForRoom(at.held, d.Prompt.Length())
+	}
+	c.Load, c.Work = 0, 0
+	if len(d.Prompt.Sequences) > 0 {
+		demand := demandOf(c.Area, c.Uncached, float64(l.cfg.AttentionTokens))
+		c.equivalents, c.steps = demand.equivalents, steps(demand.uncached, int(l.cfg.BatchTokens), at.decoding)
+		c.Load = loadSeconds(d.Prompt, d.shared, c.Matches, slowEnough*s)
+		c.Work = seconds(s, o, c.equivalents, c.steps) + c.Load
+	}
+	c.Estimate = exact(c.Backlog + c.KVWait + c.Work)
+}
+
+// slowEnough: a tier counts as slow when loading a token from it takes at least
+// this share of computing it; below that the noise of the measure is worth more.
+const slowEnough = 0.3
+
+// arriveLocked notes that a request came. Caller must hold mu.
+func (l *ledger) arriveLocked(d *Decision) {
+	busy := 0
+	for i := range d.Candidates {
+		if d.Candidates[i].Waiting > 0 {
+			busy++
+		}
+	}
+	l.accounts[d.Candidates[0].Endpoint.ID].pool.arrive(l.now, busy, len(d.Candidates))
+}
+
+// rankLocked puts the best candidates first. Caller must hold mu.
+func (l *ledger) rankLocked(d *Decision, policy Policy) {
+	candidates := d.Candidates
+	a := l.accounts[candidates[0].Endpoint.ID]
+	fit := &a.pool.fit
+	policy.Rank(d.Prompt, Pool{Kappa: a.pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}, candidates)
+	for front := range min(len(candidates), 1+alternates) {
+		best, ties := front, 1
+		for i := front + 1; i < len(candidates); i++ {
+			c, b := &candidates[i], &candidates[best]
+			switch {
+			case c.Cost < b.Cost, c.Cost == b.Cost && c.Tie < b.Tie:
+				best, ties = i, 1
+			case c.Cost == b.Cost && c.Tie == b.Tie:
+				// Each of n equals wins once in n.
+				if ties++; l.rng.IntN(ties) == 0 {
+					best = i
+				}
 			}
 		}
-		kept[front], kept[best] = kept[best], kept[front]
+		candidates[front], candidates[best] = candidates[best], candidates[front]
 	}
+}
 
-	choice := &kept[0]
+// bookLocked books the request at its first candidate. Caller must hold mu.
+func (l *ledger) bookLocked(d *Decision) {
+	choice := &d.Candidates[0]
 	a := l.accounts[choice.Endpoint.ID]
 	l.turn++
 	a.turns[choice.Endpoint.pool()] = l.turn
-	r := &Reservation{ledger: l, decision: d, dispatched: now}
+	a.sent.add(l.now)
+	r := &Reservation{ledger: l, decision: d, dispatched: l.now}
 	r.enterLocked(a, choice)
 	age := max(minQueuedAge, queuedAgeEstimates*choice.Estimate)
 	if !d.Prompt.Streamed {
 		age = choice.Estimate
 	}
-	l.due.set(r, now.Add(age))
+	l.due.set(r, l.now.Add(age))
 	l.open[d.ID] = r
 	d.Reservation = r
-	return nil
 }
 
 const (
@@ -194,32 +322,61 @@ const (
 	queuedAgeEstimates = 10
 )
 
+// closeGroupsLocked learns from the groups of first tokens that are over. Caller
+// must hold mu.
+func (l *ledger) closeGroupsLocked() {
+	n := 0
+	for n < len(l.grouping) && l.now.Sub(l.grouping[n].group.opened) > groupSpan {
+		l.grouping[n].closeGroup()
+		n++
+	}
+	if n > 0 {
+		l.grouping = append(l.grouping[:0], l.grouping[n:]...)
+	}
+}
+
+// closeGroup teaches the endpoint's pool and kind what its group of first tokens
+// took.
+func (a *account) closeGroup() {
+	g := a.group
+	a.group = group{}
+	// What the engine spent on loading says nothing of how fast it computes. Where
+	// that was to take longer than all did, it is configured too long, and as
+	// little can be learned: least of all that computing is free.
+	took := g.last.Sub(g.began).Seconds() - g.load
+	if g.equivalents == 0 || took < 0 || (took == 0 && g.load > 0) {
+		return
+	}
+	a.pool.fit.learn(took, g.equivalents, wholeSteps(g.steps))
+	a.kind.fit.learn(took, g.equivalents, wholeSteps(g.steps))
+}
+
 // elapseLocked lets happen what happens by time alone: predicted first tokens
 // and ages. Caller must hold mu.
-func (l *ledger) elapseLocked(now time.Time) {
-	for r := l.due.next(now); r != nil; r = l.due.next(now) {
+func (l *ledger) elapseLocked() {
+	for r := l.due.next(l.now); r != nil; r = l.due.next(l.now) {
 		switch {
 		case r.state == queued && !r.decision.Prompt.Streamed:
 			l.count.Predicted++
-			r.decodeLocked(now)
+			r.decodeLocked()
 		case r.state == queued:
 			l.count.ExpiredQueued++
 			l.overdue = append(l.overdue, r)
 			r.endLocked()
 		default:
 			l.count.ExpiredDecoding++
+			l.endsTold = false
 			l.overdue = append(l.overdue, r)
 			r.endLocked()
 		}
 	}
 }
 
-// expire is elapseLocked for callers outside; it returns the reservations that
-// ended by age since the last call.
-func (l *ledger) expire(now time.Time) []*Reservation {
-	l.mu.Lock()
+// expire is for the passing of time; it returns the reservations that ended by
+// age since the last call.
+func (l *ledger) expire() []*Reservation {
+	l.lock()
 	defer l.mu.Unlock()
-	l.elapseLocked(now)
 	overdue := l.overdue
 	l.overdue = nil
 	return overdue

@@ -37,7 +37,8 @@ func TestLedgerTwin(t *testing.T) {
 	for seed := range uint64(50) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		source := fakeIndex{}
-		p := newTestPicker(t, source)
+		now := time.Unix(0, 0)
+		p := newTestPicker(t, &now, source)
 		var endpoints []Endpoint
 		nextID := EndpointID(0)
 		add := func() {
@@ -48,25 +49,24 @@ func TestLedgerTwin(t *testing.T) {
 		for range 4 {
 			add()
 		}
-		now := time.Unix(0, 0)
 		var requests []*twin
 		for step := range 400 {
 			now = now.Add(time.Duration(rng.IntN(5)) * time.Millisecond)
 			switch rng.IntN(12) {
 			case 0, 1, 2, 3:
 				prompt := textPrompt(1+rng.IntN(3000), rng.IntN(4) > 0)
-				d, err := p.Pick(now, fmt.Sprint(seed, "-", step), prompt)
+				d, err := p.Pick(fmt.Sprint(seed, "-", step), prompt)
 				if err != nil {
 					t.Fatal(err)
 				}
 				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, streamed: prompt.Streamed, length: prompt.Sequences[0].Length}
 				for _, c := range d.Candidates {
-					w.work[c.Endpoint.Address] = c.Work
+					w.work[c.Endpoint.Address] = c.Area
 				}
 				requests = append(requests, w)
 			case 4, 5:
 				if w := any1(rng, requests); w != nil {
-					_, first := w.r.FirstToken(now)
+					_, first := w.r.FirstToken()
 					if want := w.streamed && !w.answered && w.state != ended; first != want {
 						t.Fatalf("first token %v, want %v", first, want)
 					}
@@ -112,7 +112,7 @@ func TestLedgerTwin(t *testing.T) {
 				}
 				at := endpoints[rng.IntN(len(endpoints))]
 				want := w.at == at.Address && w.state == queued
-				if got := w.r.Prefilled(now, at.ID); got != want {
+				if got := w.r.Prefilled(at.ID); got != want {
 					t.Fatalf("Prefilled() = %v, want %v", got, want)
 				}
 				if want {
@@ -133,7 +133,7 @@ func TestLedgerTwin(t *testing.T) {
 			}
 			// What time alone does to requests that are not streamed is seen in
 			// their state; ages are not reached in this history.
-			if over := p.Expire(now); len(over) > 0 {
+			if over := p.Expire(); len(over) > 0 {
 				t.Fatalf("%d reservations expired", len(over))
 			}
 			for _, w := range requests {
@@ -147,7 +147,7 @@ func TestLedgerTwin(t *testing.T) {
 			w.r.End()
 		}
 		for _, e := range p.Stats().Endpoints {
-			if e.Queued != 0 || e.Waiting != 0 || e.Decoding != 0 {
+			if e.QueuedArea != 0 || e.Backlog != 0 || e.HeldTokens != 0 || e.Waiting != 0 || e.Decoding != 0 {
 				t.Fatalf("seed %d: all ended, but %+v", seed, e)
 			}
 		}
@@ -174,7 +174,7 @@ func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
 		s := want[w.at]
 		switch w.state {
 		case queued:
-			s.Queued += w.left()
+			s.QueuedArea += w.left()
 			s.Waiting++
 		case decoding:
 			s.Decoding++
@@ -191,7 +191,7 @@ func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
 	}
 	for _, got := range stats.Endpoints {
 		w := want[got.Endpoint.Address]
-		if got.Queued != w.Queued || got.Waiting != w.Waiting || got.Decoding != w.Decoding {
+		if got.QueuedArea != w.QueuedArea || got.Waiting != w.Waiting || got.Decoding != w.Decoding {
 			t.Fatalf("%s: got %+v, want %+v", got.Endpoint.Address, got, w)
 		}
 	}
@@ -226,9 +226,10 @@ func (f fakeIndex) Match(p *Prompt, endpoints []Endpoint) [][]Match {
 	return rows
 }
 
-func newTestPicker(tb testing.TB, sources ...CacheIndex) *Picker {
+// newTestPicker has the clock *now.
+func newTestPicker(tb testing.TB, now *time.Time, sources ...CacheIndex) *Picker {
 	tb.Helper()
-	p, err := NewPicker(DefaultConfig(), rand.New(rand.NewPCG(1, 2)), sources...)
+	p, err := NewPicker(DefaultConfig(), func() time.Time { return *now }, rand.New(rand.NewPCG(1, 2)), sources...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -249,22 +250,22 @@ func textPrompt(n int, streamed bool) *Prompt {
 // TestConcurrentUse is for the race detector: decisions, events, endpoint
 // changes and readers all at once, and nothing is left in the end.
 func TestConcurrentUse(t *testing.T) {
-	p := newTestPicker(t, fakeIndex{"e1": 500})
+	now := time.Unix(0, 0)
+	p := newTestPicker(t, &now, fakeIndex{"e1": 500})
 	endpoints := []Endpoint{{ID: 1, Address: "e1", Ready: true}, {ID: 2, Address: "e2", Ready: true}}
 	p.SetEndpoints(endpoints)
-	now := time.Unix(0, 0)
 	var wg sync.WaitGroup
 	for worker := range 8 {
 		wg.Go(func() {
 			for i := range 500 {
-				d, err := p.Pick(now, fmt.Sprint(worker, "-", i), textPrompt(100+i, i%3 > 0))
+				d, err := p.Pick(fmt.Sprint(worker, "-", i), textPrompt(100+i, i%3 > 0))
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				var events sync.WaitGroup
 				events.Go(func() { d.Reservation.Served([]string{"e1", "e2", "x"}[i%3]) })
-				events.Go(func() { d.Reservation.FirstToken(now) })
+				events.Go(func() { d.Reservation.FirstToken() })
 				events.Go(func() {
 					if r := p.Find(d.ID); r != nil {
 						r.End()
@@ -272,7 +273,7 @@ func TestConcurrentUse(t *testing.T) {
 				})
 				if i%50 == 0 {
 					p.SetEndpoints(endpoints[:1+i/50%2])
-					p.Expire(now)
+					p.Expire()
 					p.Stats()
 				}
 				events.Wait()
@@ -282,7 +283,7 @@ func TestConcurrentUse(t *testing.T) {
 	wg.Wait()
 	p.SetEndpoints(endpoints)
 	for _, e := range p.Stats().Endpoints {
-		if e.Queued != 0 || e.Waiting != 0 || e.Decoding != 0 {
+		if e.QueuedArea != 0 || e.Backlog != 0 || e.HeldTokens != 0 || e.Waiting != 0 || e.Decoding != 0 {
 			t.Errorf("all ended, but %+v", e)
 		}
 	}
@@ -291,11 +292,12 @@ func TestConcurrentUse(t *testing.T) {
 // TestTiesAreRandom: on an idle fleet equal endpoints share the load (weak
 // point 8 of the seed: the last in list order always won).
 func TestTiesAreRandom(t *testing.T) {
-	p := newTestPicker(t)
+	now := time.Unix(0, 0)
+	p := newTestPicker(t, &now)
 	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}, {ID: 2, Address: "b", Ready: true}, {ID: 3, Address: "c", Ready: true}})
 	chosen := make(map[string]int)
 	for i := range 3000 {
-		d, err := p.Pick(time.Unix(0, 0), fmt.Sprint(i), textPrompt(10, true))
+		d, err := p.Pick(fmt.Sprint(i), textPrompt(10, true))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -312,11 +314,11 @@ func TestTiesAreRandom(t *testing.T) {
 // TestPace: the estimate in seconds follows what first tokens teach, errors
 // teach nothing, and one stalled answer does not spoil it.
 func TestPace(t *testing.T) {
-	p := newTestPicker(t)
-	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Models: []string{"m"}, Ready: true}})
 	now := time.Unix(0, 0)
+	p := newTestPicker(t, &now)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Models: []string{"m"}, Ready: true}})
 	route := func(i int) *Decision {
-		d, err := p.Pick(now, fmt.Sprint(i), textPrompt(1000, true))
+		d, err := p.Pick(fmt.Sprint(i), textPrompt(1000, true))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +327,7 @@ func TestPace(t *testing.T) {
 	for i := range 500 {
 		d := route(i)
 		now = now.Add(2 * time.Second)
-		d.Reservation.FirstToken(now)
+		d.Reservation.FirstToken()
 		d.Reservation.End()
 	}
 	if got := route(1000).Estimate(); got < 1900*time.Millisecond || got > 2100*time.Millisecond {
@@ -334,7 +336,7 @@ func TestPace(t *testing.T) {
 	p.Find("1000").End()
 	d := route(1001)
 	now = now.Add(time.Hour)
-	d.Reservation.FirstToken(now)
+	d.Reservation.FirstToken()
 	d.Reservation.End()
 	if got := route(1002).Estimate(); got > 3*time.Second {
 		t.Errorf("one stalled answer moved the estimate to %s", got)
@@ -344,13 +346,13 @@ func TestPace(t *testing.T) {
 // TestPaceOfQueuedPrefills: the second of two prefills begins when the first
 // has given its token, and only its own time is learned.
 func TestPaceOfQueuedPrefills(t *testing.T) {
-	p := newTestPicker(t)
-	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}})
 	now := time.Unix(0, 0)
+	p := newTestPicker(t, &now)
+	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}})
 	for i := range 300 {
 		var ds []*Decision
 		for j := range 4 {
-			d, err := p.Pick(now, fmt.Sprint(i, "-", j), textPrompt(1000, true))
+			d, err := p.Pick(fmt.Sprint(i, "-", j), textPrompt(1000, true))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -361,11 +363,11 @@ func TestPaceOfQueuedPrefills(t *testing.T) {
 				t.Fatalf("waiting = %d, want %d", got, want)
 			}
 			now = now.Add(time.Second)
-			d.Reservation.FirstToken(now)
+			d.Reservation.FirstToken()
 			d.Reservation.End()
 		}
 	}
-	d, _ := p.Pick(now, "last", textPrompt(1000, true))
+	d, _ := p.Pick("last", textPrompt(1000, true))
 	if got := d.Estimate(); got < 950*time.Millisecond || got > 1050*time.Millisecond {
 		t.Errorf("prefills of 1 s each, four at a time: estimate %s", got)
 	}
@@ -374,14 +376,16 @@ func TestPaceOfQueuedPrefills(t *testing.T) {
 // TestDeadlinesStayBounded: cancelled deadlines are swept, not kept until they
 // come due.
 func TestDeadlinesStayBounded(t *testing.T) {
-	p := newTestPicker(t)
+	var now time.Time
+	p := newTestPicker(t, &now)
 	p.SetEndpoints([]Endpoint{{ID: 1, Address: "a", Ready: true}})
 	for i := range 10_000 {
-		d, err := p.Pick(time.Unix(0, int64(i)), fmt.Sprint(i), textPrompt(10, true))
+		now = time.Unix(0, int64(i))
+		d, err := p.Pick(fmt.Sprint(i), textPrompt(10, true))
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.Reservation.FirstToken(time.Unix(0, int64(i)))
+		d.Reservation.FirstToken()
 		d.Reservation.End()
 	}
 	if n := p.ledger.due.Len(); n > deadlinesSlack+2 {
@@ -392,17 +396,18 @@ func TestDeadlinesStayBounded(t *testing.T) {
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{4, 16, 64} {
 		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
-			p := newTestPicker(b)
+			now := time.Unix(0, 0)
+			p := newTestPicker(b, &now)
 			endpoints := make([]Endpoint, n)
 			for i := range endpoints {
 				endpoints[i] = Endpoint{ID: EndpointID(i + 1), Address: fmt.Sprint("10.0.0.", i, ":8000"), Models: []string{"m"}, Ready: true}
 			}
 			p.SetEndpoints(endpoints)
 			prompt := textPrompt(32_000, true)
-			now := time.Unix(0, 0)
+			prompt.FillChain()
 			b.ReportAllocs()
 			for b.Loop() {
-				d, err := p.Pick(now, "id", prompt)
+				d, err := p.Pick("id", prompt)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
-	"time"
 )
 
 // Picker joins endpoints, cache sources, policy and ledger into a decision.
@@ -21,15 +20,22 @@ type Picker struct {
 
 // NewPicker makes a Picker without endpoints. rng breaks ties; it belongs to
 // the Picker from then on. Each source is asked for every request with token
-// ids, and the longest match of any counts.
-func NewPicker(cfg Config, rng *rand.Rand, sources ...CacheIndex) (*Picker, error) {
-	policy, err := policyByID(cfg.Policy)
+// ids, and the longest match of any counts. The error says that cfg.Policy is
+// unknown.
+func NewPicker(cfg Config, clock Clock, rng *rand.Rand, sources ...CacheIndex) (*Picker, error) {
+	policy, err := policyByID(cfg)
 	if err != nil {
 		return nil, err
 	}
-	p := &Picker{policyID: cfg.Policy, policy: policy, sources: sources, ledger: newLedger(cfg.DecodingAge, rng)}
+	return NewPickerWith(cfg, cfg.Policy, policy, clock, rng, sources...), nil
+}
+
+// NewPickerWith is NewPicker with a policy of the caller's in place of
+// cfg.Policy; id names it in decisions.
+func NewPickerWith(cfg Config, id string, policy Policy, clock Clock, rng *rand.Rand, sources ...CacheIndex) *Picker {
+	p := &Picker{policyID: id, policy: policy, sources: sources, ledger: newLedger(cfg, clock, rng)}
 	p.endpoints.Store(new([]Endpoint))
-	return p, nil
+	return p
 }
 
 // SetEndpoints publishes the endpoints of now, all of them. Bookings of those
@@ -45,22 +51,31 @@ func (p *Picker) Endpoints() []Endpoint { return *p.endpoints.Load() }
 // Pick decides for one request and books it. id must be unique. The errors
 // are ErrNoEndpoint, ErrUnknownModel and ErrModelRequired. The caller must end
 // the decision's Reservation. Cost: linear in endpoints and chunks.
-func (p *Picker) Pick(now time.Time, id string, prompt *Prompt) (*Decision, error) {
+func (p *Picker) Pick(id string, prompt *Prompt) (*Decision, error) {
+	d, err := p.prepare(id, prompt)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.ledger.reserve(d, p.policy); err != nil {
+		return nil, err
+	}
+	d.Reason = p.reason(d)
+	return d, nil
+}
+
+// prepare asks the sources, so that all that is left to do for a decision can be
+// done under the ledger's lock.
+func (p *Picker) prepare(id string, prompt *Prompt) (*Decision, error) {
 	all := p.Endpoints()
 	ready, err := eligible(all, prompt)
 	if err != nil {
 		return nil, err
 	}
 	shared := leadingShared(prompt)
-	d := &Decision{
-		ID: id, Time: now, Model: prompt.Model, Policy: p.policyID, Prompt: prompt, shared: shared,
+	return &Decision{
+		ID: id, Model: prompt.Model, Policy: p.policyID, Prompt: prompt, shared: shared,
 		Candidates: p.weigh(prompt, shared, ready),
-	}
-	if err := p.ledger.reserve(now, d, p.policy); err != nil {
-		return nil, err
-	}
-	d.Reason = p.reason(d)
-	return d, nil
+	}, nil
 }
 
 // eligible are the endpoints that may serve the request now.
@@ -127,8 +142,8 @@ func (p *Picker) weigh(prompt *Prompt, shared []Tokens, endpoints []Endpoint) []
 	}
 	for i := range candidates {
 		c := &candidates[i]
-		c.Work, c.Cached = requestWork(prompt, shared, c.Matches)
-		c.Load = loadSeconds(prompt, shared, c.Matches)
+		c.Area, c.Uncached, c.Cached = requestWork(prompt, shared, c.Matches)
+		c.Remote = remoteTokens(prompt, shared, c.Matches)
 	}
 	return candidates
 }
@@ -162,7 +177,7 @@ func (p *Picker) reason(d *Decision) Reason {
 		return ReasonOnly
 	case p.policyID == PolicyRoundRobin:
 		return ReasonTurn
-	case len(d.Prompt.Sequences) == 0:
+	case len(d.Prompt.Sequences) == 0, p.policyID == PolicyLeastLoad, p.policyID == PolicyQPS:
 		return ReasonLoad
 	case choice.Cached < most:
 		return ReasonSpread
@@ -178,4 +193,8 @@ func (p *Picker) Find(id string) *Reservation { return p.ledger.find(id) }
 
 // Expire lets happen what happens by time alone and returns the reservations
 // that ended by age since the last call. Call it several times a second.
-func (p *Picker) Expire(now time.Time) []*Reservation { return p.ledger.expire(now) }
+func (p *Picker) Expire() []*Reservation { return p.ledger.expire() }
+
+// SetEngine takes in what an engine says of itself, in place of what it said
+// before. An endpoint that is gone is passed over.
+func (p *Picker) SetEngine(id EndpointID, e Engine) { p.ledger.setEngine(id, e) }

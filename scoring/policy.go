@@ -6,24 +6,41 @@ import (
 	"strings"
 )
 
-// Policy says which of two candidates for the same request is better. It is a
-// pure value: it sees the candidates' numbers as they are under the ledger's
-// lock, must not block and keeps nothing.
+// Policy ranks the candidates for one request. It is a pure value: it sees the
+// candidates' numbers as they are under the ledger's lock, must not block and
+// keeps nothing.
 type Policy interface {
-	// Better reports whether a is strictly better than b. Where neither is,
-	// they tie, and the winner is drawn at random.
-	Better(a, b *Candidate) bool
+	// Rank writes Cost and Tie of each candidate, at a cost linear in their
+	// number. The least Cost wins, among equals the least Tie, among equals
+	// chance.
+	Rank(p *Prompt, pool Pool, candidates []Candidate)
+}
+
+// Pool is what holds for all candidates of a request.
+type Pool struct {
+	// Kappa is how many seconds each second of own work costs those behind.
+	Kappa float64
+	// SecondsPerToken and SecondsPerStep are what first tokens taught, see Fit.
+	SecondsPerToken, SecondsPerStep float64
 }
 
 // The policy ids: the same in flags, configuration, metrics and documents.
 const (
+	PolicyTTFT       = "ttft"
 	PolicyTrapezoid  = "trapezoid"
 	PolicyRoundRobin = "roundrobin"
+	PolicyLeastLoad  = "leastload"
+	PolicyQPS        = "qps"
+	PolicyKVAware    = "kvaware"
 )
 
-var policies = map[string]Policy{
-	PolicyTrapezoid:  trapezoid{},
-	PolicyRoundRobin: roundRobin{},
+var policies = map[string]func(Config) Policy{
+	PolicyTTFT:       func(Config) Policy { return ttft{} },
+	PolicyTrapezoid:  func(Config) Policy { return trapezoid{} },
+	PolicyRoundRobin: func(Config) Policy { return roundRobin{} },
+	PolicyLeastLoad:  func(Config) Policy { return leastLoad{} },
+	PolicyQPS:        func(Config) Policy { return leastRate{} },
+	PolicyKVAware:    func(c Config) Policy { return kvAware{c.KVAwareThreshold} },
 }
 
 // PolicyIDs are the known policy ids, sorted.
@@ -36,29 +53,50 @@ func PolicyIDs() []string {
 	return ids
 }
 
-func policyByID(id string) (Policy, error) {
-	if p, ok := policies[id]; ok {
-		return p, nil
+func policyByID(cfg Config) (Policy, error) {
+	if make, ok := policies[cfg.Policy]; ok {
+		return make(cfg), nil
 	}
-	return nil, fmt.Errorf("unknown policy %q; write one of %s", id, strings.Join(PolicyIDs(), ", "))
+	return nil, fmt.Errorf("unknown policy %q; write one of %s", cfg.Policy, strings.Join(PolicyIDs(), ", "))
+}
+
+// ttft sends a request where its first token comes soonest, with regard to those
+// that come behind it.
+type ttft struct{}
+
+// displaced: a copy of a block that another engine holds takes the place of
+// another block, which costs so much of what computing it costs.
+const displaced = 0.25
+
+func (ttft) Rank(p *Prompt, pool Pool, candidates []Candidate) {
+	for i := range candidates {
+		c := &candidates[i]
+		own := c.Work + displaced*pool.SecondsPerToken*float64(c.Remote)
+		c.Cost = c.Backlog + c.KVWait + (1+pool.Kappa)*own
+		c.Tie = inFlight(p, c)
+	}
+}
+
+// inFlight sets equals apart for a request without a prompt: what it waits for
+// is the engine's step, which grows with the requests in flight.
+func inFlight(p *Prompt, c *Candidate) float64 {
+	if p.Length() > 0 {
+		return 0
+	}
+	return float64(c.Waiting + c.Decoding)
 }
 
 // trapezoid sends a request where queued work plus its own work is least. All
-// engines are taken to be equally fast, so comparing work compares the time to
-// first token.
+// engines are taken to be equally fast, and a prompt to cost the attention of
+// each token to those before it and nothing else, so comparing work compares the
+// time to first token: the formula of production-stack's pull request 670.
 type trapezoid struct{}
 
-func (trapezoid) Better(a, b *Candidate) bool {
-	ca, cb := a.Queued+a.Work, b.Queued+b.Work
-	if ca != cb {
-		return ca < cb
+func (trapezoid) Rank(p *Prompt, _ Pool, candidates []Candidate) {
+	for i := range candidates {
+		c := &candidates[i]
+		c.Cost, c.Tie = float64(c.QueuedArea+c.Area), inFlight(p, c)
 	}
-	if a.Work == 0 && b.Work == 0 {
-		// A request without a prompt: what it waits for is the engine's step,
-		// which grows with the requests in flight.
-		return a.Waiting+a.Decoding < b.Waiting+b.Decoding
-	}
-	return false
 }
 
 // roundRobin gives the turn to the endpoint that has waited longest for one.
@@ -66,4 +104,48 @@ func (trapezoid) Better(a, b *Candidate) bool {
 // serves several models never disturbs the order of the others.
 type roundRobin struct{}
 
-func (roundRobin) Better(a, b *Candidate) bool { return a.Turn < b.Turn }
+func (roundRobin) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
+	for i := range candidates {
+		candidates[i].Cost, candidates[i].Tie = float64(candidates[i].Turn), 0
+	}
+}
+
+// leastLoad sends a request where fewest are in flight.
+type leastLoad struct{}
+
+func (leastLoad) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
+	for i := range candidates {
+		c := &candidates[i]
+		c.Cost, c.Tie = float64(c.Waiting+c.Decoding), 0
+	}
+}
+
+// leastRate sends a request where fewest were sent in the last minute, as
+// production-stack's router does where no policy of its has a preference.
+type leastRate struct{}
+
+func (leastRate) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
+	for i := range candidates {
+		candidates[i].Cost, candidates[i].Tie = candidates[i].Rate, 0
+	}
+}
+
+// kvAware sends a request where most of it is cached, if all but threshold of its
+// tokens are, else as leastRate does: production-stack's policy of that name, in
+// its later form, in which the longest match wins. A threshold of 0 is none: any
+// match wins.
+type kvAware struct{ threshold Tokens }
+
+func (k kvAware) Rank(p *Prompt, pool Pool, candidates []Candidate) {
+	var most Tokens
+	for i := range candidates {
+		most = max(most, candidates[i].Cached)
+	}
+	if most == 0 || (k.threshold > 0 && most < p.Length()-k.threshold) {
+		leastRate{}.Rank(p, pool, candidates)
+		return
+	}
+	for i := range candidates {
+		candidates[i].Cost, candidates[i].Tie = -float64(candidates[i].Cached), 0
+	}
+}

@@ -24,6 +24,9 @@ type Prompt struct {
 	Salt string
 	// Source says where the token ids come from, or why there are none.
 	Source TokenSource
+	// BlockTokens is the size of the blocks of the sequences' Chain; 0: there is
+	// none. FillChain sets both.
+	BlockTokens Tokens
 }
 
 // Sequence is one prompt of a request.
@@ -40,6 +43,10 @@ type Sequence struct {
 	// Copies is the number of answers wanted for it (n, at least 1): one
 	// prefill, and Copies-1 that find everything but the last token cached.
 	Copies int
+	// Chain has the hash of each whole block of the usable token ids, together
+	// with all before it: ChainBlock from 0 on. What must not be shared, by
+	// adapter and salt, is told apart by BlockKey.
+	Chain []uint64
 }
 
 // TokenSource says how a prompt got its tokens. The values label metrics.
@@ -67,4 +74,24 @@ func (p *Prompt) Length() Tokens {
 		n += p.Sequences[i].Length
 	}
 	return n
+}
+
+// chainBlock is the block size of FillChain: four blocks of vLLM's default.
+// Smaller ones cost more than the last tokens of a prefix are worth.
+const chainBlock = 64
+
+// FillChain hashes the token ids, once for all who compare prompts. It is for
+// whoever built the prompt, before it is handed to anybody.
+func (p *Prompt) FillChain() {
+	p.BlockTokens = chainBlock
+	for i := range p.Sequences {
+		s := &p.Sequences[i]
+		ids := s.TokenIDs[:min(len(s.TokenIDs), int(s.Usable))]
+		s.Chain = make([]uint64, 0, len(ids)/chainBlock)
+		var prev uint64
+		for end := chainBlock; end <= len(ids); end += chainBlock {
+			prev = ChainBlock(prev, ids[end-chainBlock:end])
+			s.Chain = append(s.Chain, prev)
+		}
+	}
 }

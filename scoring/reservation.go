@@ -6,26 +6,40 @@ import "time"
 // decoding, ended, so every method may be called late, twice or in any order:
 // what comes after the fact changes nothing. Safe for concurrent use.
 type Reservation struct {
-	ledger     *ledger   // set once in reserve
-	dispatched time.Time // set once in reserve
+	ledger *ledger // set once in reserve
 
 	// The following are guarded by ledger.mu.
 	state    state
 	decision *Decision // what it points to is immutable
+	// dispatched is when the answer that carries the choice left, and decodes
+	// when the first token was seen, told or predicted.
+	dispatched, decodes time.Time
+	// sent: dispatched is the time of Sent.
+	sent bool
 	// account and candidate are where the booking is: nil once the endpoint is
-	// gone, or where an endpoint unknown to us serves the request.
+	// gone, or where an endpoint unknown to us serves the request. moved: it is
+	// not where the choice was.
 	account   *account
 	candidate *Candidate
-	// left is the work of candidate that is not over yet, while queued. computed
-	// is how many leading tokens of each sequence are told to be computed there;
-	// nil: nothing was told.
-	left     Work
+	moved     bool
+	// before and after are its neighbours in the account's line of its state.
+	before, after *Reservation
+	// area, work and tokens are what is booked while queued; of area and work what
+	// is not over by what was told is left. computed is how many leading tokens of
+	// each sequence are told to be computed there; nil: nothing was told.
+	area     Work
+	work     time.Duration
+	leftArea Work
+	left     time.Duration
+	tokens   Tokens
 	computed []Tokens
 	// began is when the engine could begin with the prompt; set when it tells that
 	// the prompt is computed, zero before. The first token is still to come then.
 	began time.Time
 	// answered: the first token of a streamed request was seen.
 	answered bool
+	// isFresh: it is one of the account's fresh ones.
+	isFresh bool
 	// due is the deadline, zero where there is none.
 	due time.Time
 }
@@ -65,7 +79,7 @@ func (r *Reservation) Endpoint() (e Endpoint, known bool) {
 // the booking moved.
 func (r *Reservation) Served(address string) bool {
 	l := r.ledger
-	l.mu.Lock()
+	l.lock()
 	defer l.mu.Unlock()
 	if r.state == ended || address == "" || (r.candidate != nil && r.candidate.Endpoint.Address == address) {
 		return false
@@ -74,6 +88,7 @@ func (r *Reservation) Served(address string) bool {
 		return false
 	}
 	l.count.Moved++
+	r.moved = true
 	r.leaveLocked()
 	for i := range r.decision.Candidates {
 		c := &r.decision.Candidates[i]
@@ -103,7 +118,7 @@ func (r *Reservation) knowsLocked(address string) bool {
 // changes nothing.
 func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 	l := r.ledger
-	l.mu.Lock()
+	l.lock()
 	defer l.mu.Unlock()
 	d := r.decision
 	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at || sequence >= len(d.Prompt.Sequences) {
@@ -117,31 +132,53 @@ func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 	}
 	r.computed[sequence] = tokens
 	over := computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed)
-	if over > 0 {
-		over += r.candidate.Loading // The engine loads first.
+	if over <= 0 {
+		return
 	}
-	left := max(0, r.candidate.Work-over)
-	r.account.queued -= r.left - left
-	r.left = left
+	// The engine loads first; what is left to compute is in proportion.
+	left := max(0, r.area-over)
+	load := exact(r.candidate.Load)
+	var share float64
+	if r.area > 0 {
+		share = float64(left / r.area)
+	}
+	r.leaveBy(r.leftArea-left, r.left-min(r.left, time.Duration(share*float64(r.work-load))))
+}
+
+// leaveBy takes so much off what is booked.
+func (r *Reservation) leaveBy(area Work, work time.Duration) {
+	r.leftArea -= area
+	r.left -= work
+	r.account.area -= area
+	r.account.work -= work
+}
+
+// Sent tells that the answer which carries the choice has left: what the engine
+// does from here on counts. Without it the time of the choice does.
+func (r *Reservation) Sent() {
+	l := r.ledger
+	now := l.lock()
+	defer l.mu.Unlock()
+	if r.state != queued || r.sent {
+		return
+	}
+	r.sent, r.dispatched = true, now
 }
 
 // Prefilled tells that endpoint at has computed the whole prompt, so that the
 // first token is on its way: the queued work is released, also where the answer
 // is not streamed. It reports whether that was news. The first token of a
 // streamed request, when it comes, is measured and teaches as ever.
-func (r *Reservation) Prefilled(now time.Time, at EndpointID) bool {
+func (r *Reservation) Prefilled(at EndpointID) bool {
 	l := r.ledger
-	l.mu.Lock()
+	l.lock()
 	defer l.mu.Unlock()
 	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at {
 		return false
 	}
 	r.began = r.beganLocked()
-	if a := r.account; now.After(a.lastFirst) {
-		a.lastFirst = now
-	}
 	l.count.Prefilled++
-	r.decodeLocked(now)
+	r.decodeLocked()
 	return true
 }
 
@@ -152,82 +189,130 @@ func (r *Reservation) beganLocked() time.Time {
 	if !r.began.IsZero() {
 		return r.began
 	}
-	if r.account.lastFirst.After(r.dispatched) {
-		return r.account.lastFirst
-	}
-	return r.dispatched
+	return later(r.dispatched, r.account.lastFirst)
 }
 
 // FirstToken tells that the first chunk of a good answer's body came. For a
 // streamed request that is the first token: the queued work is released, the
-// pool's pace learns, and the time since dispatch is returned with first true.
+// pool's fit learns, and the time since dispatch is returned with first true.
 // An answer that is not streamed comes when everything is generated; it
 // releases what is left and teaches nothing.
-func (r *Reservation) FirstToken(now time.Time) (ttft time.Duration, first bool) {
+func (r *Reservation) FirstToken() (ttft time.Duration, first bool) {
 	l := r.ledger
-	l.mu.Lock()
+	now := l.lock()
 	defer l.mu.Unlock()
 	if r.state == ended || r.answered {
 		return 0, false
 	}
 	if r.decision.Prompt.Streamed {
 		r.answered = true
-		r.teachLocked(now)
+		r.teachLocked()
 	}
 	if r.state == queued {
-		r.decodeLocked(now)
+		r.decodeLocked()
 	}
 	if !r.answered {
 		return 0, false
 	}
+	r.decodes = now
 	r.decision = r.decision.withoutTokenIDs()
 	return now.Sub(r.dispatched), true
 }
 
-// teachLocked takes in a first token. Caller must hold ledger.mu.
-func (r *Reservation) teachLocked(now time.Time) {
-	a := r.account
+// Estimate is the time to first token that was predicted for the endpoint where
+// the request was sent; known is false where another one serves it.
+func (r *Reservation) Estimate() (estimate time.Duration, known bool) {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	return r.decision.Estimate(), !r.moved
+}
+
+// teachLocked takes in a first token: it joins the endpoint's group. Caller must
+// hold ledger.mu.
+func (r *Reservation) teachLocked() {
+	l, a := r.ledger, r.account
 	if a == nil {
 		return
 	}
-	if c := r.candidate; c.Work > 0 {
-		// What the engine spent on loading says nothing of how fast it computes.
-		// Where that was to take longer than all did, it is configured too long,
-		// and as little can be learned: least of all that computing is free.
-		took := now.Sub(r.beganLocked())
-		load := time.Duration(c.Load * float64(time.Second))
-		if load == 0 || took > load {
-			r.ledger.paceLocked(c.Endpoint.pool()).observe(c.Work-c.Loading, took-load)
-		}
+	began := r.beganLocked()
+	if a.group.opened.IsZero() {
+		a.group = group{opened: l.now, began: began}
+		l.grouping = append(l.grouping, a)
 	}
-	if now.After(a.lastFirst) {
-		a.lastFirst = now
+	g := &a.group
+	g.last = l.now
+	if began.Before(g.began) {
+		g.began = began
 	}
+	// When a request that was retried came to its endpoint is not known.
+	if c := r.candidate; !r.moved {
+		g.equivalents += c.equivalents
+		g.steps += c.steps
+		g.load += c.Load
+	}
+	a.lastFirst = l.now
 }
 
 // End tells that the request is over, however it went, and reports whether
 // that was news. Nothing of the booking is left afterwards.
 func (r *Reservation) End() bool {
-	r.ledger.mu.Lock()
-	defer r.ledger.mu.Unlock()
+	l := r.ledger
+	now := l.lock()
+	defer l.mu.Unlock()
 	if r.state == ended {
 		return false
+	}
+	if r.answered && r.account != nil {
+		// Nothing but the access log tells of an end that far from the beginning.
+		l.endsTold = true
+		r.account.kind.ended(now.Sub(r.decodes))
 	}
 	r.endLocked()
 	return true
 }
 
+// Generated tells how many tokens the answer had, before its End is told.
+func (r *Reservation) Generated(tokens Tokens) {
+	r.ledger.mu.Lock()
+	defer r.ledger.mu.Unlock()
+	if r.state == ended || r.account == nil || tokens < 0 {
+		return
+	}
+	k := r.account.kind
+	k.output += answerMemory * (float64(tokens) - k.output)
+}
+
 // enterLocked books the request on a. Caller must hold ledger.mu.
 func (r *Reservation) enterLocked(a *account, c *Candidate) {
-	r.account, r.candidate, r.left = a, c, c.Work
+	r.account, r.candidate = a, c
+	r.area, r.work, r.tokens = c.Area, exact(c.Work), r.decision.Prompt.Length()
+	r.leftArea, r.left = r.area, r.work
 	switch r.state {
 	case queued:
-		a.queued += r.left
+		a.queue.join(r)
 		a.waiting++
+		a.area += r.area
+		a.work += r.work
+		a.uncached += c.Uncached
+		a.promptTokens += r.tokens
+		a.sentSince += r.tokens
 	case decoding:
-		a.decoding++
+		a.decode(r)
 	case ended:
 	}
+}
+
+// decode takes in a request past its first token.
+func (a *account) decode(r *Reservation) {
+	a.decoded.join(r)
+	a.decoding++
+	a.decodingTokens += r.tokens
+	if a.fresh == nil {
+		a.fresh = r
+	}
+	r.isFresh = true
+	a.freshCount++
+	a.freshTokens += r.tokens
 }
 
 // leaveLocked takes the request off its account. Caller must hold ledger.mu.
@@ -238,25 +323,46 @@ func (r *Reservation) leaveLocked() {
 	}
 	switch r.state {
 	case queued:
-		a.queued -= r.left
-		a.waiting--
+		r.unqueueLocked()
 	case decoding:
+		if r.isFresh {
+			r.isFresh = false
+			a.freshCount--
+			a.freshTokens -= r.tokens
+			if a.fresh == r {
+				a.fresh = r.after
+			}
+		}
+		a.decoded.leave(r)
 		a.decoding--
+		a.decodingTokens -= r.tokens
 	case ended:
 	}
 	r.account, r.candidate, r.computed, r.began = nil, nil, nil, time.Time{}
 }
 
+// unqueueLocked takes the request off what its account has queued. Caller must
+// hold ledger.mu.
+func (r *Reservation) unqueueLocked() {
+	a := r.account
+	a.queue.leave(r)
+	a.waiting--
+	r.leaveBy(r.leftArea, r.left)
+	a.uncached -= r.candidate.Uncached
+	a.promptTokens -= r.tokens
+}
+
 // decodeLocked moves the request from queued to decoding. Caller must hold
 // ledger.mu.
-func (r *Reservation) decodeLocked(now time.Time) {
+func (r *Reservation) decodeLocked() {
+	l := r.ledger
 	if a := r.account; a != nil {
-		a.queued -= r.left
-		a.waiting--
-		a.decoding++
+		r.unqueueLocked()
+		a.decode(r)
+		a.lastFirst = l.now // also where that is only predicted
 	}
-	r.state = decoding
-	r.ledger.due.set(r, now.Add(r.ledger.decodingAge))
+	r.state, r.decodes = decoding, l.now
+	l.due.set(r, l.now.Add(l.cfg.DecodingAge))
 }
 
 // endLocked ends the request. Caller must hold ledger.mu.

@@ -27,3 +27,12 @@ func ChainRoot(adapter, salt string) uint64 {
 	_, _ = h.Write([]byte(adapter + "\x00" + salt)) // never fails
 	return max(1, h.Sum64())
 }
+
+// BlockKey tells a block of a Sequence.Chain apart from the same block under
+// another root.
+func BlockKey(root, block uint64) uint64 {
+	if root == 0 {
+		return block
+	}
+	return stir(block, root)
+}

@@ -51,6 +51,7 @@ type scenario struct {
 	now       time.Time
 	requests  int
 	booked    map[string]*Reservation
+	policy    string
 	models    []string
 	out       strings.Builder
 }
@@ -96,7 +97,21 @@ func (s *scenario) run(verb string, args []string) {
 	case "policy":
 		cfg := DefaultConfig()
 		cfg.Policy = args[0]
-		picker, err := NewPicker(cfg, rand.New(rand.NewPCG(1, 2)), s)
+		s.policy = args[0]
+		for _, arg := range args[1:] {
+			key, value, _ := strings.Cut(arg, "=")
+			switch key {
+			case "kvaware_threshold":
+				cfg.KVAwareThreshold = Tokens(s.number(value))
+			case "fit_per_kind":
+				cfg.FitPerKind = true
+			case "no_kv_room":
+				cfg.KVRoom = false
+			default:
+				s.t.Fatalf("policy: unknown argument %q", arg)
+			}
+		}
+		picker, err := NewPicker(cfg, func() time.Time { return s.now }, rand.New(rand.NewPCG(1, 2)), s)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -133,15 +148,17 @@ func (s *scenario) run(verb string, args []string) {
 	case "route":
 		s.route(args)
 	case "first":
-		ttft, first := s.booked[args[0]].FirstToken(s.now)
+		ttft, first := s.booked[args[0]].FirstToken()
 		fmt.Fprintf(&s.out, "%s  ttft=%s first=%v\n", args[0], ttft, first)
 	case "computed":
 		s.booked[args[0]].Computed(s.id(args[1]), 0, Tokens(s.number(args[2])))
 	case "prefilled":
-		fmt.Fprintf(&s.out, "%s  prefilled=%v\n", args[0], s.booked[args[0]].Prefilled(s.now, s.id(args[1])))
-	case "pace":
-		for pool, seconds := range s.picker.Stats().Paces {
-			fmt.Fprintf(&s.out, "%q  seconds/work=%.3g\n", pool, seconds)
+		fmt.Fprintf(&s.out, "%s  prefilled=%v\n", args[0], s.booked[args[0]].Prefilled(s.id(args[1])))
+	case "sent":
+		s.booked[args[0]].Sent()
+	case "fit":
+		for name, pool := range s.picker.Stats().Pools {
+			fmt.Fprintf(&s.out, "%q  seconds/token=%.4g seconds/step=%.4g\n", name, pool.SecondsPerToken, pool.SecondsPerStep)
 		}
 	case "served":
 		fmt.Fprintf(&s.out, "%s  moved=%v\n", args[0], s.booked[args[0]].Served(args[1]))
@@ -153,7 +170,7 @@ func (s *scenario) run(verb string, args []string) {
 			s.t.Fatal(err)
 		}
 		s.now = time.Unix(0, 0).Add(d)
-		for _, r := range s.picker.Expire(s.now) {
+		for _, r := range s.picker.Expire() {
 			fmt.Fprintf(&s.out, "%s  expired\n", r.Decision().ID)
 		}
 	case "books":
@@ -230,7 +247,7 @@ func (s *scenario) route(args []string) {
 	for range times {
 		s.requests++
 		id := strconv.Itoa(s.requests)
-		d, err := s.picker.Pick(s.now, id, &prompt)
+		d, err := s.picker.Pick(id, &prompt)
 		if err != nil {
 			fmt.Fprintf(&s.out, "%s  %v\n", id, err)
 			continue
@@ -238,7 +255,10 @@ func (s *scenario) route(args []string) {
 		s.booked[id] = d.Reservation
 		lines := make(map[string]string)
 		for i, c := range d.Candidates {
-			line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Work, c.Queued)
+			line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Area, c.QueuedArea)
+			if s.policy == PolicyTTFT {
+				line = s.seconds(&c)
+			}
 			if i == 0 {
 				line += fmt.Sprintf("  <- %s", d.Reason)
 			}
@@ -254,10 +274,24 @@ func (s *scenario) route(args []string) {
 	}
 }
 
+// seconds are the numbers that ttft weighs.
+func (s *scenario) seconds(c *Candidate) string {
+	line := fmt.Sprintf("%s  cached=%d work=%.4f backlog=%.4f", c.Endpoint.Name, c.Cached, c.Work, c.Backlog)
+	for _, also := range []struct {
+		name  string
+		value float64
+	}{{"opt", float64(c.Optimistic)}, {"remote", float64(c.Remote)}, {"load", c.Load}, {"kv_wait", c.KVWait}} {
+		if also.value != 0 {
+			line += fmt.Sprintf(" %s=%.4g", also.name, also.value)
+		}
+	}
+	return line + fmt.Sprintf(" cost=%.4f", c.Cost)
+}
+
 func (s *scenario) books() {
 	stats := s.picker.Stats()
 	for _, e := range stats.Endpoints {
-		fmt.Fprintf(&s.out, "%s  queued=%.0f waiting=%d decoding=%d\n", e.Endpoint.Name, e.Queued, e.Waiting, e.Decoding)
+		fmt.Fprintf(&s.out, "%s  queued=%.0f backlog=%s waiting=%d decoding=%d\n", e.Endpoint.Name, e.QueuedArea, e.Backlog, e.Waiting, e.Decoding)
 	}
 	fmt.Fprintf(&s.out, "open=%d %+v\n", stats.Open, stats.Counts)
 }

@@ -13,19 +13,17 @@ func Prefill(prompt, cached Tokens) Work {
 }
 
 // requestWork sums the prefills of all sequences of a request on an endpoint
-// that holds matches of them (nil: nothing). shared is leadingShared(p). The
-// second result is how many prompt tokens the endpoint's own cache saves.
-func requestWork(p *Prompt, shared []Tokens, matches []Match) (Work, Tokens) {
-	var (
-		work  Work
-		saved Tokens
-	)
+// that holds matches of them (nil: nothing), as an area and as the tokens that
+// it computes. shared is leadingShared(p). saved is how many prompt tokens the
+// endpoint's own cache saves.
+func requestWork(p *Prompt, shared []Tokens, matches []Match) (area Work, uncached, saved Tokens) {
 	for i := range p.Sequences {
 		s := &p.Sequences[i]
-		copies := Work(max(1, s.Copies))
+		copies := max(1, s.Copies)
 		if p.NoCache {
 			// Every copy is computed in full too: they skip the cache as well.
-			work += copies * Prefill(s.Length, 0)
+			area += Work(copies) * Prefill(s.Length, 0)
+			uncached += Tokens(copies) * max(0, s.Length)
 			continue
 		}
 		var cached Tokens
@@ -36,17 +34,23 @@ func requestWork(p *Prompt, shared []Tokens, matches []Match) (Work, Tokens) {
 		if shared != nil {
 			cached = max(cached, shared[i])
 		}
-		work += Prefill(s.Length, cached) + (copies-1)*Prefill(s.Length, s.Length-1)
+		if s.Length > 0 {
+			cached = min(cached, s.Length-1)
+			area += Prefill(s.Length, cached) + Work(copies-1)*Prefill(s.Length, s.Length-1)
+			uncached += s.Length - cached + Tokens(copies-1)
+		}
 	}
-	return work, saved
+	return area, uncached, saved
 }
 
 // loadSeconds is how long an endpoint takes to load what it holds of a request
 // in slower tiers. An engine looks in its own memory up to the first token that
 // is not there and loads all that follows, so a run that costs nothing behind
 // one that does is loaded as that one is. What an earlier sequence of the
-// request has in common is loaded once.
-func loadSeconds(p *Prompt, shared []Tokens, matches []Match) float64 {
+// request has in common is loaded once. A tier of the engine's own is taken for
+// its memory below slow seconds a token; what another engine holds is fetched
+// whatever it costs.
+func loadSeconds(p *Prompt, shared []Tokens, matches []Match, slow float64) float64 {
 	if p.NoCache {
 		return 0
 	}
@@ -62,7 +66,7 @@ func loadSeconds(p *Prompt, shared []Tokens, matches []Match) float64 {
 		last := p.Sequences[i].Length - 1 // computed anew
 		rate := 0.0
 		for _, s := range matches[i].Spans {
-			if s.SecondsPerToken > 0 {
+			if s.SecondsPerToken > 0 && (s.Remote || s.SecondsPerToken > slow) {
 				rate = s.SecondsPerToken
 			}
 			if end := min(s.End, last); end > begin {
@@ -72,6 +76,36 @@ func loadSeconds(p *Prompt, shared []Tokens, matches []Match) float64 {
 		}
 	}
 	return seconds
+}
+
+// remoteTokens is how many of a request's cached tokens come from another
+// engine: all from the first one on that does, since what is behind a gap of its
+// own memory is fetched with the rest.
+func remoteTokens(p *Prompt, shared []Tokens, matches []Match) (n Tokens) {
+	if p.NoCache {
+		return 0
+	}
+	for i := range matches {
+		if i == len(p.Sequences) {
+			break
+		}
+		var begin Tokens
+		if shared != nil {
+			begin = shared[i]
+		}
+		remote := false
+		last := p.Sequences[i].Length - 1
+		for _, s := range matches[i].Spans {
+			remote = remote || s.Remote
+			if end := min(s.End, last); end > begin {
+				if remote {
+					n += end - begin
+				}
+				begin = end
+			}
+		}
+	}
+	return n
 }
 
 // computedWork is how much of requestWork is over once the endpoint has computed

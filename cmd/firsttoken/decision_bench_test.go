@@ -145,7 +145,7 @@ func newDecider(b *testing.B) *decider {
 		[]fidelity.Source{{Name: sourceLMCache, Index: source}}, fidelity.Source{Name: routed.Location, Index: memory},
 		fidelity.Options{Now: time.Now, Log: slog.New(slog.DiscardHandler)},
 	)
-	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)), checker)
+	picker, err := scoring.NewPicker(scoring.DefaultConfig(), time.Now, rand.New(rand.NewPCG(1, 2)), checker)
 	if err != nil {
 		b.Fatal(err)
 	}

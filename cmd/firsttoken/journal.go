@@ -125,13 +125,19 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 	for i := range d.Candidates {
 		c := &d.Candidates[i]
 		r.Candidates[i] = &firsttokenv1.Candidate{
-			Endpoint:        c.Endpoint.Name,
-			Address:         c.Endpoint.Address,
-			Work:            float64(c.Work),
-			QueuedWork:      float64(c.Queued),
-			Waiting:         count32(c.Waiting),
-			Decoding:        count32(c.Decoding),
-			EstimateSeconds: c.Estimate.Seconds(),
+			Endpoint:         c.Endpoint.Name,
+			Address:          c.Endpoint.Address,
+			Work:             float64(c.Area),
+			QueuedWork:       float64(c.QueuedArea),
+			OptimisticTokens: count32(c.Optimistic),
+			WorkSeconds:      c.Work,
+			BacklogSeconds:   c.Backlog,
+			KvWaitSeconds:    c.KVWait,
+			LoadSeconds:      c.Load,
+			Cost:             c.Cost,
+			Waiting:          count32(c.Waiting),
+			Decoding:         count32(c.Decoding),
+			EstimateSeconds:  c.Estimate.Seconds(),
 		}
 		if c.Known {
 			r.Candidates[i].CachedTokens = new(count32(c.Cached))

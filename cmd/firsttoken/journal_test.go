@@ -22,9 +22,9 @@ func decision(id string) *scoring.Decision {
 			Sequences: []scoring.Sequence{{TokenIDs: []uint32{1, 2, 3}, Length: 3, Usable: 3, Copies: 1}},
 		},
 		Candidates: []scoring.Candidate{
-			{Endpoint: scoring.Endpoint{Name: "a", Address: "10.0.0.1:1"}, Known: true, Work: 6, Estimate: time.Second},
-			{Endpoint: scoring.Endpoint{Name: "b", Address: "10.0.0.2:1"}, Known: true, Cached: 2, Work: 3, Queued: 40, Waiting: 2, Decoding: 1, Estimate: 4 * time.Second},
-			{Endpoint: scoring.Endpoint{Name: "c", Address: "10.0.0.3:1"}, Work: 6, Queued: 90, Waiting: 3, Estimate: 9 * time.Second},
+			{Endpoint: scoring.Endpoint{Name: "a", Address: "10.0.0.1:1"}, Known: true, Area: 6, Estimate: time.Second},
+			{Endpoint: scoring.Endpoint{Name: "b", Address: "10.0.0.2:1"}, Known: true, Cached: 2, Area: 3, QueuedArea: 40, Waiting: 2, Decoding: 1, Estimate: 4 * time.Second},
+			{Endpoint: scoring.Endpoint{Name: "c", Address: "10.0.0.3:1"}, Area: 6, QueuedArea: 90, Waiting: 3, Estimate: 9 * time.Second},
 		},
 	}
 }

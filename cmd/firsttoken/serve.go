@@ -131,7 +131,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	s.memory = routed.New(cfg.Memory, log)
 	s.checker = s.check()
 	fidelity.NewMetrics(registry, s.checker)
-	if s.picker, err = scoring.NewPicker(cfg.Scoring, rng, s.checker); err != nil {
+	if s.picker, err = scoring.NewPicker(cfg.Scoring, time.Now, rng, s.checker); err != nil {
 		return nil, err
 	}
 	registry.MustRegister(newLedgerCollector(s.picker), newMemoryCollector(s.picker.Endpoints, s.memory))
@@ -386,8 +386,8 @@ func (s *service) expire(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-ticker.C:
-			for _, r := range s.picker.Expire(now) {
+		case <-ticker.C:
+			for _, r := range s.picker.Expire() {
 				s.observe.Ended(r.Decision(), scoring.OutcomeExpired, "")
 			}
 		}

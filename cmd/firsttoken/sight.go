@@ -15,7 +15,7 @@ type ledgerCollector struct {
 	queued, work, waiting, decoding *prometheus.Desc
 	open, expired, predicted, moved *prometheus.Desc
 	prefilled                       *prometheus.Desc
-	pace                            *prometheus.Desc
+	token, step                     *prometheus.Desc
 }
 
 func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
@@ -33,13 +33,14 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 		predicted: desc("bookings_predicted_total", "Requests that are not streamed and left the queue when their first token was predicted."),
 		prefilled: desc("bookings_prefilled_total", "Requests that left the queue because the engine's KV events told that their prompt was computed, before anything of the answer was seen."),
 		moved:     desc("bookings_moved_total", "Bookings moved to the endpoint that served the request in place of the one chosen."),
-		pace:      desc("pool_seconds_per_work", "Learned time of one unit of work, by the pool's model.", "model"),
+		token:     desc("pool_seconds_per_token", "Learned time of computing one prompt token, attention aside, by the pool's model.", "model"),
+		step:      desc("pool_seconds_per_step", "Learned time that each of the engines' steps costs besides, by the pool's model.", "model"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.pace} {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step} {
 		ch <- d
 	}
 }
@@ -54,8 +55,8 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	s := c.picker.Stats()
 	for _, e := range s.Endpoints {
-		gauge(c.queued, e.QueuedTime.Seconds(), e.Endpoint.Name)
-		gauge(c.work, float64(e.Queued), e.Endpoint.Name)
+		gauge(c.queued, e.Backlog.Seconds(), e.Endpoint.Name)
+		gauge(c.work, float64(e.QueuedArea), e.Endpoint.Name)
 		gauge(c.waiting, float64(e.Waiting), e.Endpoint.Name)
 		gauge(c.decoding, float64(e.Decoding), e.Endpoint.Name)
 	}
@@ -65,8 +66,9 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.predicted, s.Counts.Predicted)
 	counter(c.prefilled, s.Counts.Prefilled)
 	counter(c.moved, s.Counts.Moved)
-	for pool, seconds := range s.Paces {
-		gauge(c.pace, seconds, pool)
+	for model, pool := range s.Pools {
+		gauge(c.token, pool.SecondsPerToken, model)
+		gauge(c.step, pool.SecondsPerStep, model)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 func TestLedgerAtScrape(t *testing.T) {
-	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 1)))
+	picker, err := scoring.NewPicker(scoring.DefaultConfig(), time.Now, rand.New(rand.NewPCG(1, 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,7 @@ func TestLedgerAtScrape(t *testing.T) {
 	b := scoring.Endpoint{ID: 2, Name: "b", Address: "10.0.0.2:1", Models: []string{"m"}}
 	picker.SetEndpoints([]scoring.Endpoint{a, b})
 	prompt := &scoring.Prompt{Model: "m", Streamed: true, Source: scoring.TokensEstimated, Sequences: []scoring.Sequence{{Length: 3, Copies: 1}}}
-	if _, err := picker.Pick(time.Unix(1, 0), "x", prompt); err != nil {
+	if _, err := picker.Pick("x", prompt); err != nil {
 		t.Fatal(err)
 	}
 	const help = `

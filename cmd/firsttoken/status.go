@@ -23,9 +23,8 @@ type status struct {
 	Fleet   []endpointStatus `json:"endpoints"`
 	// OpenBookings are requests decided for and not ended.
 	OpenBookings int `json:"open_bookings"`
-	// SecondsPerWork is what was learned of each model's engines: the time of
-	// one token attending to one position.
-	SecondsPerWork map[string]float64 `json:"seconds_per_work"`
+	// Pools are what was learned of each model's engines.
+	Pools map[string]poolStatus `json:"pools"`
 	// LMCache is null where the controller is not hosted.
 	LMCache *lmcacheStatus `json:"lmcache"`
 	// Coordinator is null where we are not the LMCache servers' coordinator.
@@ -68,6 +67,18 @@ type modelStatus struct {
 	IDs *prompt.IDStatus `json:"ids"`
 }
 
+// poolStatus is what was learned of the engines of one model.
+type poolStatus struct {
+	// SecondsPerToken is the time of computing one prompt token, attention aside,
+	// SecondsPerStep that of each step besides.
+	SecondsPerToken float64 `json:"seconds_per_token"`
+	SecondsPerStep  float64 `json:"seconds_per_step"`
+	// Busy is the share of endpoints with a prefill under way, of late.
+	Busy float64 `json:"busy_share"`
+	// KVRoom: requests are kept from engines whose KV memory is full.
+	KVRoom bool `json:"kv_room"`
+}
+
 // endpointStatus is one endpoint.
 type endpointStatus struct {
 	Name    string   `json:"name"`
@@ -84,6 +95,8 @@ type endpointStatus struct {
 	QueuedWork    float64 `json:"queued_work"`
 	Waiting       int     `json:"waiting"`
 	Decoding      int     `json:"decoding"`
+	// DecodingFrom says where that is known from: ends, engine or predicted.
+	DecodingFrom scoring.DecodingSource `json:"decoding_from"`
 	// Instance is the LMCache instance whose reports count here; empty: none.
 	Instance string `json:"lmcache_instance,omitempty"`
 	// Counters are what the engine says of itself; null where that is not read.
@@ -105,13 +118,16 @@ func (s *service) status() status {
 		owed[e.Endpoint.ID] = e
 	}
 	view := status{
-		Version:        version(),
-		Started:        s.started,
-		Policy:         s.cfg.Scoring.Policy,
-		Models:         []modelStatus{},
-		Fleet:          []endpointStatus{},
-		OpenBookings:   ledger.Open,
-		SecondsPerWork: ledger.Paces,
+		Version:      version(),
+		Started:      s.started,
+		Policy:       s.cfg.Scoring.Policy,
+		Models:       []modelStatus{},
+		Fleet:        []endpointStatus{},
+		OpenBookings: ledger.Open,
+		Pools:        make(map[string]poolStatus, len(ledger.Pools)),
+	}
+	for model, p := range ledger.Pools {
+		view.Pools[model] = poolStatus(p)
 	}
 	for _, m := range s.cfg.Prompt.Models {
 		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil, s.encoder.State(m.Name), nil})
@@ -145,10 +161,11 @@ func (s *service) status() status {
 			Cluster:       e.Endpoint.Cluster,
 			Models:        e.Endpoint.Models,
 			Ready:         e.Endpoint.Ready,
-			QueuedSeconds: o.QueuedTime.Seconds(),
-			QueuedWork:    float64(o.Queued),
+			QueuedSeconds: o.Backlog.Seconds(),
+			QueuedWork:    float64(o.QueuedArea),
 			Waiting:       o.Waiting,
 			Decoding:      o.Decoding,
+			DecodingFrom:  o.DecodingFrom,
 			Instance:      instances[e.Endpoint.ID],
 			Counters:      counted[e.Endpoint.ID],
 			Memory:        s.memory.Status(e.Endpoint.ID),

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 func serve(engines []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(1, 2)))
+	picker, err := scoring.NewPicker(scoring.DefaultConfig(), time.Now, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		return err
 	}

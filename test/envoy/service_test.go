@@ -41,7 +41,7 @@ func startService(t *testing.T, policy string, engines ...*engine) *service {
 // startServiceOn serves on l.
 func startServiceOn(t *testing.T, l net.Listener, policy string, engines ...*engine) *service {
 	t.Helper()
-	picker, err := scoring.NewPicker(scoring.Config{Policy: policy, DecodingAge: time.Minute}, rand.New(rand.NewPCG(1, 2)))
+	picker, err := scoring.NewPicker(choosing(policy), time.Now, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,4 +159,11 @@ func none[T any](t *testing.T, what string, events <-chan T) {
 		t.Errorf("unwanted %s: %v", what, e)
 	default:
 	}
+}
+
+// choosing is the default one with a policy.
+func choosing(policy string) scoring.Config {
+	c := scoring.DefaultConfig()
+	c.Policy = policy
+	return c
 }

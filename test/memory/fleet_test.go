@@ -102,7 +102,9 @@ func run(t *testing.T, trace []arrival, n int, profile simulator.Profile, index 
 	if source := index(truth); source != nil {
 		sources = append(sources, source)
 	}
-	picker, err := scoring.NewPicker(scoring.DefaultConfig(), rand.New(rand.NewPCG(5, 6)), sources...)
+	start := time.Unix(0, 0)
+	var now, total time.Duration
+	picker, err := scoring.NewPicker(scoring.DefaultConfig(), func() time.Time { return start.Add(now) }, rand.New(rand.NewPCG(5, 6)), sources...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,8 +119,6 @@ func run(t *testing.T, trace []arrival, n int, profile simulator.Profile, index 
 	memory.SetEndpoints(endpoints)
 
 	decisions := make(map[simulator.ID]*scoring.Decision)
-	start := time.Unix(0, 0)
-	var now, total time.Duration
 	schedule := func(i int) {
 		busy[i] = 0
 		if took, ok := engines[i].Schedule(); ok {
@@ -142,7 +142,7 @@ func run(t *testing.T, trace []arrival, n int, profile simulator.Profile, index 
 		for _, out := range result.Outputs {
 			d := decisions[out.ID]
 			if out.First {
-				ttft, _ := d.Reservation.FirstToken(start.Add(now))
+				ttft, _ := d.Reservation.FirstToken()
 				memory.FirstToken(d, ttft)
 				total += now - trace[out.ID].at
 			}
@@ -168,7 +168,7 @@ func run(t *testing.T, trace []arrival, n int, profile simulator.Profile, index 
 		}
 		a := &trace[next]
 		now = a.at
-		d, err := picker.Pick(start.Add(now), fmt.Sprint(next), a.prompt)
+		d, err := picker.Pick(fmt.Sprint(next), a.prompt)
 		if err != nil {
 			t.Fatal(err)
 		}

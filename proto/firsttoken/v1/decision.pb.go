@@ -38,7 +38,7 @@ type Decision struct {
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	// The model the client asked for; empty where it named none.
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
-	// The policy that chose: trapezoid or roundrobin.
+	// The id of the policy that chose, as in scoring.policy.
 	Policy string `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
 	// Why the first candidate was chosen: only, turn, cached, spread, idle or
 	// load.
@@ -244,7 +244,20 @@ type Candidate struct {
 	// the most.
 	Source string `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`
 	// What each source that knows the endpoint said.
-	Claims        []*Claim `protobuf:"bytes,10,rep,name=claims,proto3" json:"claims,omitempty"`
+	Claims []*Claim `protobuf:"bytes,10,rep,name=claims,proto3" json:"claims,omitempty"`
+	// The predicted time of this request's own prefill there, in seconds, loading
+	// from slower tiers included.
+	WorkSeconds float64 `protobuf:"fixed64,11,opt,name=work_seconds,json=workSeconds,proto3" json:"work_seconds,omitempty"`
+	// How long the endpoint is busy with what was sent to it before, in seconds.
+	BacklogSeconds float64 `protobuf:"fixed64,12,opt,name=backlog_seconds,json=backlogSeconds,proto3" json:"backlog_seconds,omitempty"`
+	// How long the request waits there for KV memory, in seconds.
+	KvWaitSeconds float64 `protobuf:"fixed64,13,opt,name=kv_wait_seconds,json=kvWaitSeconds,proto3" json:"kv_wait_seconds,omitempty"`
+	// Prompt tokens beyond cached_tokens that requests under way there bring.
+	OptimisticTokens uint32 `protobuf:"varint,14,opt,name=optimistic_tokens,json=optimisticTokens,proto3" json:"optimistic_tokens,omitempty"`
+	// How long loading from slower tiers and other engines takes, in seconds.
+	LoadSeconds float64 `protobuf:"fixed64,15,opt,name=load_seconds,json=loadSeconds,proto3" json:"load_seconds,omitempty"`
+	// What the policy compared: the least won.
+	Cost          float64 `protobuf:"fixed64,16,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +362,48 @@ func (x *Candidate) GetClaims() []*Claim {
 	return nil
 }
 
+func (x *Candidate) GetWorkSeconds() float64 {
+	if x != nil {
+		return x.WorkSeconds
+	}
+	return 0
+}
+
+func (x *Candidate) GetBacklogSeconds() float64 {
+	if x != nil {
+		return x.BacklogSeconds
+	}
+	return 0
+}
+
+func (x *Candidate) GetKvWaitSeconds() float64 {
+	if x != nil {
+		return x.KvWaitSeconds
+	}
+	return 0
+}
+
+func (x *Candidate) GetOptimisticTokens() uint32 {
+	if x != nil {
+		return x.OptimisticTokens
+	}
+	return 0
+}
+
+func (x *Candidate) GetLoadSeconds() float64 {
+	if x != nil {
+		return x.LoadSeconds
+	}
+	return 0
+}
+
+func (x *Candidate) GetCost() float64 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
 // Claim is what one source of cache truth said of one endpoint for one request.
 type Claim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +499,7 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
-	"\b_outcome\"\xd9\x02\n" +
+	"\b_outcome\"\xb1\x04\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
@@ -457,7 +512,13 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10estimate_seconds\x18\b \x01(\x01R\x0festimateSeconds\x12\x16\n" +
 	"\x06source\x18\t \x01(\tR\x06source\x12,\n" +
 	"\x06claims\x18\n" +
-	" \x03(\v2\x14.firsttoken.v1.ClaimR\x06claimsB\x10\n" +
+	" \x03(\v2\x14.firsttoken.v1.ClaimR\x06claims\x12!\n" +
+	"\fwork_seconds\x18\v \x01(\x01R\vworkSeconds\x12'\n" +
+	"\x0fbacklog_seconds\x18\f \x01(\x01R\x0ebacklogSeconds\x12&\n" +
+	"\x0fkv_wait_seconds\x18\r \x01(\x01R\rkvWaitSeconds\x12+\n" +
+	"\x11optimistic_tokens\x18\x0e \x01(\rR\x10optimisticTokens\x12!\n" +
+	"\fload_seconds\x18\x0f \x01(\x01R\vloadSeconds\x12\x12\n" +
+	"\x04cost\x18\x10 \x01(\x01R\x04costB\x10\n" +
 	"\x0e_cached_tokens\"X\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12#\n" +

@@ -1,0 +1,89 @@
+package scoring
+
+import (
+	"math"
+	"time"
+)
+
+// Fit is what first tokens have taught of the speed of a pool of engines: the
+// seconds of one token equivalent, s, and of one step, o. Each is a ratio of two
+// fading sums, which together with priors give a value from the first request
+// on. One fit serves a whole pool: ratios of single endpoints run away, since an
+// endpoint that is judged slow gets no traffic that could prove otherwise.
+//
+// It is a value that may be kept in a file and given back by Picker.Restore.
+type Fit struct {
+	// TokenSeconds over Tokens is what long groups of prefills taught;
+	// StepSeconds over Steps what short ones did.
+	TokenSeconds float64 `json:"token_seconds"`
+	Tokens       float64 `json:"tokens"`
+	StepSeconds  float64 `json:"step_seconds"`
+	Steps        float64 `json:"steps"`
+	// Groups is the number of groups of first tokens learned from.
+	Groups uint64 `json:"groups"`
+}
+
+const (
+	// The priors: 1e-4 s/token and 10 ms/step are a mid-size model on one present
+	// GPU; they weigh as much as 2,000 tokens and two steps.
+	priorTokenSeconds = 1e-4
+	priorTokens       = 2000
+	priorStepSeconds  = 0.01
+	priorSteps        = 2
+	// shortGroup separates the groups that tell of steps from those that tell of
+	// tokens, in token equivalents.
+	shortGroup = 300
+	// The memories: a hundred long groups and fifty short ones.
+	tokenMemory = 0.99
+	stepMemory  = 0.98
+	// After so many groups a single one counts at most so many times what was
+	// predicted, and half a second: a stalled engine must not teach that all are
+	// slow.
+	fitSettled = 20
+	fitOutlier = 20.0
+	fitSlack   = 0.5
+)
+
+// SecondsPerToken is the time of one token equivalent, s.
+func (f *Fit) SecondsPerToken() float64 {
+	return (f.TokenSeconds + priorTokenSeconds*priorTokens) / (f.Tokens + priorTokens)
+}
+
+// SecondsPerStep is the time that each step costs besides, o.
+func (f *Fit) SecondsPerStep() float64 {
+	return (f.StepSeconds + priorStepSeconds*priorSteps) / (f.Steps + priorSteps)
+}
+
+// learn takes in that a group of prefills of so many token equivalents and steps
+// took so many seconds.
+func (f *Fit) learn(took, equivalents, steps float64) {
+	s, o := f.SecondsPerToken(), f.SecondsPerStep()
+	if f.Groups >= fitSettled {
+		took = min(took, fitOutlier*(s*equivalents+o*steps)+fitSlack)
+	}
+	f.Groups++
+	if equivalents < shortGroup {
+		f.StepSeconds = stepMemory*f.StepSeconds + max(0, took-s*equivalents)
+		f.Steps = stepMemory*f.Steps + steps
+		return
+	}
+	f.TokenSeconds = tokenMemory*f.TokenSeconds + max(0, took-o*steps)
+	f.Tokens = tokenMemory*f.Tokens + equivalents
+}
+
+// groupSpan is how far apart the first tokens of one engine step may be seen.
+const groupSpan = time.Millisecond
+
+// group is the first tokens that one endpoint gave within groupSpan of each
+// other: the prefills of one step, of which only the whole took a time that can
+// be told. The zero group is closed.
+type group struct {
+	opened, last time.Time // zero: closed
+	// began is when the engine could begin with the first of them.
+	began              time.Time
+	equivalents, steps float64
+	load               float64 // seconds
+}
+
+// wholeSteps is in how many steps a group was computed, at least one.
+func wholeSteps(sum float64) float64 { return max(1, math.Ceil(sum)) }

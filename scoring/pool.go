@@ -1,0 +1,63 @@
+package scoring
+
+import (
+	"math"
+	"time"
+)
+
+// pool is what is known of the engines of one model. It is guarded by
+// ledger.mu.
+type pool struct {
+	fit Fit
+	// room: the KV capacity of every ready endpoint is known.
+	room bool
+	// rho is the share of endpoints with a prefill under way, as it was of late,
+	// and arrived the time of the last request.
+	rho     float64
+	arrived time.Time
+}
+
+// kind is what is known of the engines of one kind, by label, of a model.
+type kind struct {
+	fit Fit
+	// held is how long a request holds its KV memory after the first token, in
+	// seconds; 0: no end was seen yet.
+	held float64
+	// output is how many tokens an answer has.
+	output float64
+}
+
+// kindID names a kind of engine.
+type kindID struct{ pool, label string }
+
+// pool names the endpoints that are alike: one model.
+func (e *Endpoint) pool() string {
+	if len(e.Models) == 0 {
+		return ""
+	}
+	return e.Models[0]
+}
+
+const (
+	// busyMemory is over how many seconds the share of busy endpoints is taken.
+	busyMemory = 30
+	// maxKappa bounds the weight of a request's own work.
+	maxKappa = 4
+)
+
+// arrive takes in a request, when busy of so many endpoints have a prefill under
+// way.
+func (p *pool) arrive(now time.Time, busy, endpoints int) {
+	if dt := now.Sub(p.arrived).Seconds(); !p.arrived.IsZero() && dt > 0 {
+		p.rho += (1 - math.Exp(-dt/busyMemory)) * (float64(busy)/float64(endpoints) - p.rho)
+	}
+	p.arrived = now
+}
+
+// kappa is how many seconds a second of own work delays those behind it, about
+// rho/(1-rho) of a queue.
+func (p *pool) kappa() float64 { return min(maxKappa, p.rho/(1.001-p.rho)) }
+
+// maxPools bounds the pools, and the kinds, that are remembered though no
+// endpoint of them is left.
+const maxPools = 64
