@@ -119,15 +119,16 @@ func TestPrefillIsFollowed(t *testing.T) {
 			f.owes(left(18, 8), 1, 0)
 			f.tell(say{}.stored(ids[:12], 8))
 			f.owes(left(18, 12), 1, 0)
-			f.now = f.now.Add(7 * time.Millisecond)
+			f.now = f.now.Add(time.Millisecond)
 			f.tell(say{}.stored(ids[:16], 12))
 			f.owes(0, 0, 1)
 			if n := f.ix.endpoints[1][0].status().Counts.Prefills; n != 1 {
 				t.Errorf("%d prefills counted", n)
 			}
 			f.idle()
+			f.now = f.now.Add(time.Millisecond)
 			ttft, first := d.Reservation.FirstToken()
-			if first != streamed || streamed && ttft != 8*time.Millisecond {
+			if first != streamed || streamed && ttft != 2*time.Millisecond {
 				t.Errorf("first token after %s, %v", ttft, first)
 			}
 			f.owes(0, 0, 1)
