@@ -51,7 +51,7 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /healthz /debug/pprof/\n"))
+		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?blocks=true /healthz /debug/pprof/\n"))
 	})
 	return mux
 }
@@ -65,12 +65,13 @@ func (a *admin) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// serveDecisions answers with {"decisions": […]}, the newest first, or, with
-// ?id=, with that one decision.
+// serveDecisions answers with {"decisions": […]}, the newest first, with
+// ?blocks=true including the names of their prompts' blocks, which a replay
+// needs; or, with ?id=, with that one decision.
 func (a *admin) serveDecisions(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if !r.URL.Query().Has("id") {
-		a.writeDecisions(w)
+		a.writeDecisions(w, r.URL.Query().Get("blocks") == "true")
 		return
 	}
 	id := r.URL.Query().Get("id")
@@ -90,9 +91,9 @@ func (a *admin) serveDecisions(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(text, '\n'))
 }
 
-func (a *admin) writeDecisions(w http.ResponseWriter) {
+func (a *admin) writeDecisions(w http.ResponseWriter, blocks bool) {
 	list := []json.RawMessage{}
-	for _, record := range a.journal.last() {
+	for _, record := range a.journal.last(blocks) {
 		text, err := asJSON(record)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

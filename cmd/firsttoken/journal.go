@@ -18,15 +18,23 @@ import (
 // A record holds numbers only: keeping the decisions themselves would keep
 // their token ids, which for a thousand long prompts are hundreds of megabytes.
 type journal struct {
-	alternates int // addresses told to Envoy after the choice; set once
+	alternates int         // addresses told to Envoy after the choice; set once
+	namer      *blockNamer // set once
 
 	mu sync.Mutex // guards the following fields
 	// ring has the records in order of decision, the oldest at next once it is
 	// full. Its length is what bounds the journal.
-	ring []*firsttokenv1.Decision
+	ring []journalEntry
 	next int
 	// byID has exactly the records of ring.
 	byID map[string]*firsttokenv1.Decision
+}
+
+// journalEntry is a record, and the blocks of its prompt, which are named only
+// for whoever asks: eight bytes for 64 tokens of the prompt.
+type journalEntry struct {
+	record *firsttokenv1.Decision // without the names
+	blocks namedBlocks
 }
 
 // journalSize is how many decisions /decisions looks back: enough to find a
@@ -37,7 +45,8 @@ const journalSize = 1000
 func newJournal(size, alternates int) *journal {
 	return &journal{
 		alternates: alternates,
-		ring:       make([]*firsttokenv1.Decision, 0, size),
+		namer:      newBlockNamer(),
+		ring:       make([]journalEntry, 0, size),
 		byID:       make(map[string]*firsttokenv1.Decision, size),
 	}
 }
@@ -45,13 +54,14 @@ func newJournal(size, alternates int) *journal {
 // Decided records a decision in place of the oldest one.
 func (j *journal) Decided(d *scoring.Decision) {
 	record := j.record(d)
+	entry := journalEntry{record, blocksOf(d.Prompt, d.Model)}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.ring) < cap(j.ring) {
-		j.ring = append(j.ring, record)
+		j.ring = append(j.ring, entry)
 	} else {
-		delete(j.byID, j.ring[j.next].GetId())
-		j.ring[j.next] = record
+		delete(j.byID, j.ring[j.next].record.GetId())
+		j.ring[j.next] = entry
 		j.next = (j.next + 1) % len(j.ring)
 	}
 	j.byID[record.GetId()] = record
@@ -88,17 +98,31 @@ func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served str
 	}
 }
 
-// last are the records, the newest first, in copies that nothing changes.
-func (j *journal) last() []*firsttokenv1.Decision {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	records := make([]*firsttokenv1.Decision, 0, len(j.ring))
-	for i := range j.ring {
-		// next is the oldest one, so the newest is just before it.
-		at := (j.next - 1 - i + 2*len(j.ring)) % len(j.ring)
-		records = append(records, proto.CloneOf(j.ring[at]))
+// last are the records, the newest first, in copies that nothing changes; with
+// the names of their prompts' blocks if asked for.
+func (j *journal) last(blocks bool) []*firsttokenv1.Decision {
+	entries := j.copies()
+	records := make([]*firsttokenv1.Decision, len(entries))
+	for i, e := range entries {
+		if records[i] = e.record; blocks {
+			e.record.PrefixBlocks, e.record.BlockTokens = j.namer.names(e.blocks), count32(e.blocks.size)
+		}
 	}
 	return records
+}
+
+// copies are the entries, the newest first, with copies of their records.
+func (j *journal) copies() []journalEntry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	entries := make([]journalEntry, 0, len(j.ring))
+	for i := range j.ring {
+		// next is the oldest one, so the newest is just before it.
+		e := j.ring[(j.next-1-i+2*len(j.ring))%len(j.ring)]
+		e.record = proto.CloneOf(e.record)
+		entries = append(entries, e)
+	}
+	return entries
 }
 
 // find is a copy of one record; nil where it is unknown or too old.

@@ -98,7 +98,7 @@ func TestJournalKeepsTheLast(t *testing.T) {
 		}
 		want = want[:min(len(want), size)]
 		var got []string
-		for _, record := range j.last() {
+		for _, record := range j.last(false) {
 			got = append(got, record.GetId())
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -133,7 +133,7 @@ func TestJournalReadersHaveCopies(t *testing.T) {
 		})
 	}
 	for range 100 {
-		for _, record := range j.last() {
+		for _, record := range j.last(false) {
 			if _, err := asJSON(record); err != nil {
 				t.Fatal(err)
 			}

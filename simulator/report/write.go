@@ -11,16 +11,16 @@ import (
 	"text/tabwriter"
 )
 
-// column is one figure as table and CSV show it.
-type column struct {
+// column is one figure of a row as table and CSV show it.
+type column[R any] struct {
 	key    string // of JSON and CSV
 	title  string
 	format string // of the table
-	value  func(*Row) float64
+	value  func(*R) float64
 }
 
 // columns are what the table shows, in its order.
-var columns = []column{
+var columns = []column[Row]{
 	{"mean", "mean s", "%.3f", func(r *Row) float64 { return r.Mean }},
 	{"p50", "p50 s", "%.3f", func(r *Row) float64 { return r.P50 }},
 	{"p90", "p90 s", "%.3f", func(r *Row) float64 { return r.P90 }},
@@ -36,7 +36,7 @@ var columns = []column{
 }
 
 // more are what CSV has besides.
-var more = []column{
+var more = []column[Row]{
 	{"ratio_to_reference", "", "", func(r *Row) float64 { return r.RatioToReference }},
 	{"least_ratio_to_seed", "", "", func(r *Row) float64 { return r.LeastRatioToSeed }},
 	{"most_ratio_to_seed", "", "", func(r *Row) float64 { return r.MostRatioToSeed }},
@@ -88,27 +88,32 @@ func Columns(w io.Writer, lines [][]string) error {
 }
 
 // JSON writes a list with an object for each row.
-func JSON(w io.Writer, rows []Row) error {
+func JSON(w io.Writer, rows []Row) error { return asJSON(w, rows) }
+
+func asJSON[R any](w io.Writer, rows []R) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	if rows == nil {
-		rows = []Row{}
+		rows = []R{}
 	}
 	return e.Encode(rows)
 }
 
 // CSV writes a header with JSON's names and a line for each row.
 func CSV(w io.Writer, rows []Row) error {
-	all := append(slices.Clip(columns), more...)
+	return asCSV(w, append(slices.Clip(columns), more...), rows, func(r *Row) string { return r.Policy })
+}
+
+func asCSV[R any](w io.Writer, columns []column[R], rows []R, policy func(*R) string) error {
 	c := csv.NewWriter(w)
 	line := []string{"policy"}
-	for _, column := range all {
+	for _, column := range columns {
 		line = append(line, column.key)
 	}
 	_ = c.Write(line) // Error tells of it
 	for i := range rows {
-		line = append(line[:0], rows[i].Policy)
-		for _, column := range all {
+		line = append(line[:0], policy(&rows[i]))
+		for _, column := range columns {
 			line = append(line, strconv.FormatFloat(column.value(&rows[i]), 'g', 6, 64))
 		}
 		_ = c.Write(line)
