@@ -52,6 +52,7 @@ demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and 
 test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
+	@go test -count=1 -run='^TestMD1$$' ./simulator/replay
 
 .PHONY: test-lmcache
 test-lmcache: .tools/stamp/libzmq .tools/stamp/lmcache-older ## run the real workers of older LMCache releases, which make test leaves out

@@ -12,10 +12,9 @@ type Report struct {
 	// Queue is how many requests waited, at regular times from the start on.
 	Queue []Sample
 	// End is when the last request was over, Span how long there was between the
-	// end of warming up and the last arrival.
+	// first arrival that is counted and the last.
 	End, Span time.Duration
-	// BusyShare is the share of time that engines computed, mean over endpoints,
-	// between the end of warming up and the last arrival.
+	// BusyShare is the share of Span that engines computed, mean over endpoints.
 	BusyShare float64
 	// Preemptions, Rerouted and Unserved count over the whole run: requests that
 	// had to give up their memory, that were routed anew because their endpoint
@@ -37,6 +36,8 @@ type Request struct {
 	Prompt, Output, Cached int
 	// Endpoint is the index of the one that served it.
 	Endpoint int
+
+	n int // place in the workload
 }
 
 // Sample is the queue at one time.

@@ -27,6 +27,9 @@ type Setup struct {
 	Truth Truth
 	// EventDelay is how late it hears of it, with Events.
 	EventDelay time.Duration
+	// HostSeconds is what the router is told that a token costs to bring from an
+	// engine's own host tier. 0: it is not told.
+	HostSeconds float64
 	// Shared: engines read each other's host tiers, at FetchPerToken seconds for
 	// each token, and what one computes is in its host tier at once.
 	Shared        bool
@@ -109,9 +112,9 @@ func (s *Setup) validate() error {
 			faults = append(faults, fmt.Errorf("failure of endpoint %d from %s to %s: must begin at 0 or later and end after that", f.Endpoint, f.From, f.To))
 		}
 	}
-	if s.TokenBias < 0 || s.TokenSigma < 0 || s.FetchPerToken < 0 || s.EventDelay < 0 || s.Replicas < 0 {
-		faults = append(faults, fmt.Errorf("token bias %g, token sigma %g, fetch of %g s a token, event delay %s, %d replicas: none may be negative",
-			s.TokenBias, s.TokenSigma, s.FetchPerToken, s.EventDelay, s.Replicas))
+	if s.TokenBias < 0 || s.TokenSigma < 0 || s.FetchPerToken < 0 || s.HostSeconds < 0 || s.EventDelay < 0 || s.Replicas < 0 {
+		faults = append(faults, fmt.Errorf("token bias %g, token sigma %g, fetch of %g and host load of %g s a token, event delay %s, %d replicas: none may be negative",
+			s.TokenBias, s.TokenSigma, s.FetchPerToken, s.HostSeconds, s.EventDelay, s.Replicas))
 	}
 	return errors.Join(faults...)
 }
