@@ -63,6 +63,9 @@ type Entry struct {
 	// with cluster_header; empty: the name. Where the host name has several
 	// addresses no cluster is told, only the address.
 	Cluster string `yaml:"cluster"`
+	// Drain keeps new requests from the engine; those under way go on. Nothing is
+	// lost when it is stopped after the last of them.
+	Drain bool `yaml:"drain"`
 	// LMCache tells which LMCache instance the engine runs.
 	LMCache LMCacheEntry `yaml:"lmcache"`
 	// KVEvents tells where the engine publishes its KV cache events. A host name

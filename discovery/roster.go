@@ -160,7 +160,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		Models:  m.serves.names,
 		// The engine knows which names are adapters, whoever says what it serves.
 		Adapters: m.serves.adapters,
-		Ready:    !m.down,
+		Ready:    !m.down && !e.Drain,
 		Cache: scoring.CacheIdentity{
 			Instance: e.LMCache.Instance, Server: e.LMCache.Server, WorkerPort: e.LMCache.WorkerPort, Group: e.LMCache.Group,
 			Events: e.KVEvents.feed(alone),

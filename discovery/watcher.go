@@ -131,6 +131,12 @@ type Status struct {
 	Probed time.Time
 	// Fault is why the last probe failed; nil if it did not.
 	Fault error
+	// TLS: it speaks https. Host is what the operator wrote, a name or an ip, to
+	// which its certificate is made out.
+	TLS  bool
+	Host string
+	// Draining: it is not ready because the operator wants it so.
+	Draining bool
 }
 
 // Status lists the endpoints in the order of the configuration.
@@ -140,7 +146,11 @@ func (w *Watcher) Status() []Status {
 	list := make([]Status, 0, len(w.roster.members))
 	for i, e := range w.roster.endpoints() {
 		m := w.roster.members[i]
-		list = append(list, Status{Endpoint: e, Probed: m.probed, Fault: m.fault})
+		t := w.roster.targets[m.entry]
+		list = append(list, Status{
+			Endpoint: e, Probed: m.probed, Fault: m.fault,
+			TLS: t.scheme == "https", Host: t.host, Draining: w.roster.entries[m.entry].Drain,
+		})
 	}
 	return list
 }

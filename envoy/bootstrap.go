@@ -83,7 +83,9 @@ func blockStyle(n *yaml.Node) {
 }
 
 // listener takes the clients' requests.
-func (c Config) listener() *listenerv3.Listener {
+func (c Config) listener() *listenerv3.Listener { return c.listenerOf(c.connectionManager()) }
+
+func (c Config) listenerOf(manager *hcmv3.HttpConnectionManager) *listenerv3.Listener {
 	return &listenerv3.Listener{
 		Name:    "clients",
 		Address: socketAddress(c.Listen),
@@ -91,7 +93,7 @@ func (c Config) listener() *listenerv3.Listener {
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(c.BodyLimit + bodyLimitMargin)), //nolint:gosec // bounded by the service's config
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name:       "envoy.filters.network.http_connection_manager",
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(c.connectionManager())},
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager)},
 		}}}},
 	}
 }

@@ -38,20 +38,48 @@ func TestBootstrap(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", string(route)+".yaml")
-			if *update {
-				if err := os.WriteFile(file, got, 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
+			golden(t, string(route)+".yaml", got)
+		})
+	}
+}
+
+// The same for the bootstrap of an Envoy that asks for the rest.
+func TestDynamicBootstrap(t *testing.T) {
+	for _, protocol := range []envoy.Protocol{envoy.StateOfTheWorld, envoy.Delta} {
+		t.Run(string(protocol), func(t *testing.T) {
+			got, err := envoy.DynamicBootstrap(
+				envoy.Config{Admin: "127.0.0.1:9901", Service: "unix:/run/firsttoken/extproc.sock"},
+				envoy.Management{Address: "firsttoken.example.com:9003", Protocol: protocol, Node: "envoy-1"},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(string(want), string(got)); diff != "" {
-				t.Errorf("run with -update and read the difference (-want +got):\n%s", diff)
-			}
+			golden(t, "xds-"+string(protocol)+".yaml", got)
 		})
+	}
+	_, err := envoy.DynamicBootstrap(envoy.Config{}, envoy.Management{})
+	for _, part := range []string{"admin: ", "service: ", "xDS server: ", "xDS protocol: ", "node: "} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in %v", part, err)
+		}
+	}
+}
+
+// golden compares got with a file in testdata.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("run with -update and read the difference (-want +got):\n%s", diff)
 	}
 }
 

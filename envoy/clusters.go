@@ -58,16 +58,8 @@ func (c Config) serviceCluster() *clusterv3.Cluster {
 				ServiceName: "envoy.service.ext_proc.v3.ExternalProcessor",
 			}},
 		}},
-		TypedExtensionProtocolOptions: protocolOptions(&upstreamv3.HttpProtocolOptions{
-			UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{
-				ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
-					ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-						Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
-					},
-				},
-			},
-		}),
-		LoadAssignment: assignment(clusterService, lbEndpoint(c.Service)),
+		TypedExtensionProtocolOptions: http2Options(&corev3.Http2ProtocolOptions{}),
+		LoadAssignment:                assignment(clusterService, lbEndpoint(c.Service)),
 	}
 }
 
@@ -86,14 +78,21 @@ func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Clus
 		}
 		addresses, members = append(addresses, e.Address), append(members, member)
 	}
+	cluster := c.cluster(name)
+	cluster.ClusterDiscoveryType = discoveryType(addresses...)
+	cluster.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	cluster.TransportSocketMatches = sockets
+	cluster.LoadAssignment = assignment(name, members...)
+	return cluster
+}
+
+// cluster is a cluster of engines without its members.
+func (c Config) cluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                   name,
-		ClusterDiscoveryType:   discoveryType(addresses...),
-		DnsLookupFamily:        clusterv3.Cluster_V4_PREFERRED,
-		ConnectTimeout:         durationpb.New(time.Second),
-		CircuitBreakers:        withoutLimits(),
-		CommonLbConfig:         &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
-		TransportSocketMatches: sockets,
+		Name:            name,
+		ConnectTimeout:  durationpb.New(time.Second),
+		CircuitBreakers: withoutLimits(),
+		CommonLbConfig:  &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
 		TypedExtensionProtocolOptions: protocolOptions(&upstreamv3.HttpProtocolOptions{
 			// Below the 5 seconds after which uvicorn closes idle connections,
 			// which resets the request that comes just then.
@@ -106,7 +105,6 @@ func (c Config) engineCluster(name string, endpoints []Endpoint) *clusterv3.Clus
 				},
 			},
 		}),
-		LoadAssignment: assignment(name, members...),
 	}
 }
 
@@ -165,9 +163,7 @@ func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatc
 		socket.Sni = host
 	}
 	if !c.SkipVerify {
-		validation := &tlsv3.CertificateValidationContext{TrustedCa: &corev3.DataSource{
-			Specifier: &corev3.DataSource_Filename{Filename: cmp.Or(c.CAFile, systemAuthorities)},
-		}}
+		validation := &tlsv3.CertificateValidationContext{TrustedCa: c.authorities()}
 		if named {
 			socket.AutoSniSanValidation = true
 		} else {
@@ -178,14 +174,24 @@ func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatc
 		}
 		socket.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
 	}
+	return tlsSocketMatch(address, socket)
+}
+
+// tlsSocketMatch is the transport socket of the endpoints that bear mark.
+func tlsSocketMatch(mark string, socket *tlsv3.UpstreamTlsContext) *clusterv3.Cluster_TransportSocketMatch {
 	return &clusterv3.Cluster_TransportSocketMatch{
-		Name:  address,
-		Match: tlsMatch(address),
+		Name:  mark,
+		Match: tlsMatch(mark),
 		TransportSocket: &corev3.TransportSocket{
 			Name:       "envoy.transport_sockets.tls",
 			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(socket)},
 		},
 	}
+}
+
+// authorities are those that https endpoints are verified with.
+func (c Config) authorities() *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: cmp.Or(c.CAFile, systemAuthorities)}}
 }
 
 func assignment(cluster string, members ...*endpointv3.LbEndpoint) *endpointv3.ClusterLoadAssignment {
@@ -197,6 +203,17 @@ func assignment(cluster string, members ...*endpointv3.LbEndpoint) *endpointv3.C
 
 func protocolOptions(o *upstreamv3.HttpProtocolOptions) map[string]*anypb.Any {
 	return map[string]*anypb.Any{httpProtocolOptions: pack(o)}
+}
+
+// http2Options speak HTTP/2 without TLS being asked which, as gRPC does.
+func http2Options(o *corev3.Http2ProtocolOptions) map[string]*anypb.Any {
+	return protocolOptions(&upstreamv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: o},
+			},
+		},
+	})
 }
 
 func previousHosts() *previousv3.PreviousHostsPredicate { return &previousv3.PreviousHostsPredicate{} }

@@ -58,8 +58,9 @@ const (
 
 // The names of the clusters that are not an endpoint's own.
 const (
-	clusterService = "firsttoken"
-	clusterPool    = "pool"
+	clusterService    = "firsttoken"
+	clusterManagement = "firsttoken-xds"
+	clusterPool       = "pool"
 )
 
 // systemAuthorities is where Debian and its relatives keep them.
@@ -80,18 +81,60 @@ func (e Endpoint) cluster() string {
 	return e.Address
 }
 
-// validate joins all faults.
+// validate joins all faults of a config without xDS.
 func (c Config) validate() error {
-	var faults []error
-	for _, a := range []struct{ name, value string }{{"listen", c.Listen}, {"admin", c.Admin}} {
-		if _, _, err := splitAddress(a.value); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", a.name, err))
+	faults := []error{c.validateService(), c.ValidateResources()}
+	if len(c.Endpoints) == 0 {
+		faults = append(faults, errors.New("endpoints: there is none; name at least one engine"))
+	}
+	clusters := map[string]string{}
+	for _, e := range c.Endpoints {
+		if _, _, err := splitAddress(e.Address); err != nil {
+			faults = append(faults, fmt.Errorf("endpoint: %w", err))
 		}
+		if c.Route != RouteClusterHeader {
+			continue
+		}
+		owner := ReservedCluster(e.cluster())
+		if other, ok := clusters[e.cluster()]; ok {
+			owner = other
+		}
+		if owner != "" {
+			faults = append(faults, fmt.Errorf("endpoint %s: cluster %q is that of %s; write another", e.Address, e.cluster(), owner))
+		}
+		clusters[e.cluster()] = e.Address
+	}
+	return errors.Join(faults...)
+}
+
+// ReservedCluster is what a cluster of this name would be, where it may be no
+// endpoint's own; else empty.
+func ReservedCluster(name string) string {
+	return map[string]string{
+		clusterService: "the service itself", clusterManagement: "the service's xDS server", clusterPool: "the pool of all endpoints",
+	}[name]
+}
+
+// validateService joins all faults of what is this Envoy's own.
+func (c Config) validateService() error {
+	var faults []error
+	if _, _, err := splitAddress(c.Admin); err != nil {
+		faults = append(faults, fmt.Errorf("admin: %w", err))
 	}
 	if !strings.HasPrefix(c.Service, unixScheme) {
 		if _, _, err := splitAddress(c.Service); err != nil {
 			faults = append(faults, fmt.Errorf("service: %w", err))
 		}
+	}
+	return errors.Join(faults...)
+}
+
+// ValidateResources joins all faults of what listeners, routes and clusters are
+// made of.
+func (c Config) ValidateResources() error {
+	var faults []error
+	if _, _, err := splitAddress(c.Listen); err != nil {
+		faults = append(faults, fmt.Errorf("listen: %w", err))
 	}
 	if c.DecisionDeadline <= 0 {
 		faults = append(faults, fmt.Errorf("decision deadline: is %s; write the service's own", c.DecisionDeadline))
@@ -101,22 +144,6 @@ func (c Config) validate() error {
 	}
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
-	}
-	if len(c.Endpoints) == 0 {
-		faults = append(faults, errors.New("endpoints: there is none; name at least one engine"))
-	}
-	clusters := map[string]string{clusterService: "the service itself", clusterPool: "the pool of all endpoints"}
-	for _, e := range c.Endpoints {
-		if _, _, err := splitAddress(e.Address); err != nil {
-			faults = append(faults, fmt.Errorf("endpoint: %w", err))
-		}
-		if c.Route != RouteClusterHeader {
-			continue
-		}
-		if other, ok := clusters[e.cluster()]; ok {
-			faults = append(faults, fmt.Errorf("endpoint %s: cluster %q is that of %s; write another", e.Address, e.cluster(), other))
-		}
-		clusters[e.cluster()] = e.Address
 	}
 	return errors.Join(faults...)
 }

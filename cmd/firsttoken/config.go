@@ -17,6 +17,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/envoy/xds"
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/hub"
 	"github.com/firsttoken/firsttoken/kvevents"
@@ -57,6 +58,8 @@ type config struct {
 	// Memory stands in where nothing reports what an engine has cached: what
 	// was routed there is believed to be held.
 	Memory routed.Config `yaml:"memory"`
+	// XDS tells running Envoys which engines there are, as endpoints come and go.
+	XDS xds.Config `yaml:"xds"`
 }
 
 func defaultConfig() config {
@@ -71,6 +74,7 @@ func defaultConfig() config {
 		LMCache:   lmcacheConfig{true, lmcache.DefaultConfig(), lmcache.DefaultControllerConfig(), coordinator.DefaultConfig(), remote.DefaultConfig()},
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
+		XDS:       xds.DefaultConfig(),
 	}
 }
 
@@ -131,6 +135,7 @@ func (c config) validate() error {
 		c.LMCache.Validate("lmcache"),
 		c.KVEvents.Validate("kv_events"),
 		c.Memory.Validate("memory"),
+		c.validateXDS(),
 	}
 	for i, e := range c.Endpoints {
 		if _, ok := c.LMCache.Groups[e.LMCache.Group]; !ok && e.LMCache.Group != "" {
@@ -376,6 +381,9 @@ func (c config) summary() string {
 			fmt.Fprintf(&b, ", KV events at %s", e.KVEvents.Endpoint)
 		}
 		b.WriteByte('\n')
+	}
+	if c.XDS.Listen != "" {
+		fmt.Fprintf(&b, "xDS for Envoys at %s, which listen at %s\n", c.XDS.Listen, c.XDS.EnvoyListen)
 	}
 	if c.LMCache.Enabled {
 		fmt.Fprintf(&b, "LMCache controller at pull %s, reply %s, heartbeat %s\n",

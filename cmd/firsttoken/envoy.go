@@ -14,6 +14,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/extproc"
 )
 
 // newEnvoyCommand makes "firsttoken envoy": what Envoy must be told.
@@ -31,14 +32,17 @@ func newEnvoyCommand() *cobra.Command {
 func newEnvoyBootstrapCommand() *cobra.Command {
 	var service configFlags
 	proxy := envoy.Config{}
-	var route string
+	var route, xdsAddress, protocol, node string
+	var dynamic bool
 	cmd := &cobra.Command{
 		Use:   "bootstrap {--config FILE | --backends HOST:PORT,…}",
 		Short: "Print a complete Envoy config for the service's configuration",
 		Long: "Bootstrap prints a static Envoy config (YAML) that asks the service of the given\n" +
 			"configuration about every request and sends it to the engine chosen:\n\n" +
 			"  firsttoken envoy bootstrap --config firsttoken.yml > envoy.yaml\n" +
-			"  envoy -c envoy.yaml",
+			"  envoy -c envoy.yaml\n\n" +
+			"With --xds it holds the way to the service only. Envoy asks there (xds.listen) for\n" +
+			"everything else, and hears of engines that come and go.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := service.load(cmd.Flags())
@@ -46,11 +50,23 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 				return err
 			}
 			proxy.Route = envoy.Route(route)
-			if err := forEnvoy(cfg, &proxy); err != nil {
-				return err
-			}
-			text, err := envoy.Bootstrap(proxy)
-			if err != nil {
+			var text []byte
+			if dynamic {
+				for _, flag := range []string{"envoy-listen", "route"} {
+					if cmd.Flags().Changed(flag) {
+						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, strings.ReplaceAll(flag, "-", "_"))
+					}
+				}
+				m, err := managementForEnvoy(cfg, xdsAddress, protocol, node)
+				if err != nil {
+					return err
+				}
+				proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
+				text, err = envoy.DynamicBootstrap(proxy, m)
+				if err != nil {
+					return err
+				}
+			} else if text, err = staticBootstrap(cfg, proxy); err != nil {
 				return err
 			}
 			_, err = cmd.OutOrStdout().Write(text)
@@ -63,19 +79,54 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringVar(&proxy.Admin, "envoy-admin", "127.0.0.1:9901", "`address` of Envoy's admin interface; keep it on loopback")
 	flags.StringVar(&proxy.Service, "service", "", "`address` at which Envoy reaches the service (default: the service's own --listen)")
 	flags.StringVar(&route, "route", string(envoy.RouteOverrideHost), "how Envoy is told the choice: override-host or cluster-header")
+	flags.BoolVar(&dynamic, "xds", false, "let Envoy ask the service for listeners, routes, clusters and endpoints (xds.listen)")
+	flags.StringVar(&xdsAddress, "xds-address", "", "with --xds: `address` at which Envoy asks (default: the service's own xds.listen)")
+	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")
+	flags.StringVar(&node, "node", "envoy", "with --xds: `name` of this Envoy, as /status of the service shows it")
 	return cmd
+}
+
+// staticBootstrap is a config with everything in it.
+func staticBootstrap(cfg config, proxy envoy.Config) ([]byte, error) {
+	if err := forEnvoy(cfg, &proxy); err != nil {
+		return nil, err
+	}
+	return envoy.Bootstrap(proxy)
+}
+
+// tells is an error where Envoy, with this route, would not be told the choice.
+func tells(cfg extproc.Config, route envoy.Route) error {
+	switch {
+	case route == envoy.RouteClusterHeader && !cfg.ClusterHeader:
+		return errors.New("cluster-header needs server.cluster_header: true in the service's configuration")
+	case route == envoy.RouteOverrideHost && !cfg.DestinationHeader && !cfg.DestinationMetadata:
+		return errors.New("override-host needs server.destination_header or server.destination_metadata: true in the service's configuration")
+	}
+	return nil
 }
 
 // forEnvoy fills in what the service's configuration says. The error names
 // what does not go together.
 func forEnvoy(cfg config, proxy *envoy.Config) error {
-	switch {
-	case proxy.Route == envoy.RouteClusterHeader && !cfg.Server.ClusterHeader:
-		return errors.New("--route cluster-header needs server.cluster_header: true in the service's configuration")
-	case proxy.Route == envoy.RouteOverrideHost && !cfg.Server.DestinationHeader && !cfg.Server.DestinationMetadata:
-		return errors.New("--route override-host needs server.destination_header or server.destination_metadata: true in the service's configuration")
+	if err := tells(cfg.Server, proxy.Route); err != nil {
+		return fmt.Errorf("--route %w", err)
 	}
 	proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
+	if err := serviceForEnvoy(cfg, proxy); err != nil {
+		return err
+	}
+	for _, e := range cfg.Endpoints {
+		endpoint, err := endpointForEnvoy(e)
+		if err != nil {
+			return err
+		}
+		proxy.Endpoints = append(proxy.Endpoints, endpoint)
+	}
+	return nil
+}
+
+// serviceForEnvoy fills in what listeners, routes and clusters depend on.
+func serviceForEnvoy(cfg config, proxy *envoy.Config) error {
 	proxy.BodyLimit, proxy.DecisionDeadline = cfg.Server.BodyLimit, cfg.Server.DecisionDeadline
 	proxy.SkipVerify = cfg.Discovery.TLS.SkipVerify
 	if file := cfg.Discovery.TLS.CAFile; file != "" {
@@ -85,13 +136,6 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 			return fmt.Errorf("discovery.tls.ca_file: %w", err)
 		}
 		proxy.CAFile = absolute
-	}
-	for _, e := range cfg.Endpoints {
-		endpoint, err := endpointForEnvoy(e)
-		if err != nil {
-			return err
-		}
-		proxy.Endpoints = append(proxy.Endpoints, endpoint)
 	}
 	return nil
 }

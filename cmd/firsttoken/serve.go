@@ -77,6 +77,8 @@ type service struct {
 	counters *counters.Scraper
 	// mp is LMCache in multiprocess mode, and its registries elsewhere.
 	mp multiprocess
+	// envoys tells running Envoys which engines there are.
+	envoys management
 	// memory stands in for endpoints that no other source knows.
 	memory *routed.Memory
 	// checker joins all sources, each for as long as it is right.
@@ -125,6 +127,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 	if s.serverListener, err = extproc.Listen(ctx, cfg.Server.Listen); err != nil {
 		return nil, fmt.Errorf("server.listen: %w", err)
+	}
+	if err := s.bindManagement(ctx, registry); err != nil {
+		return nil, err
 	}
 
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // It breaks ties; nobody gains by guessing it.
@@ -251,6 +256,7 @@ func (s *service) publish(endpoints []scoring.Endpoint) {
 	s.memory.SetEndpoints(endpoints)
 	s.checker.SetEndpoints(endpoints)
 	s.picker.SetEndpoints(endpoints)
+	s.envoys.changed()
 }
 
 // orphans are the instances that were mapped to endpoints which are gone, and
@@ -294,6 +300,8 @@ type bound struct {
 	LMCache *boundLMCache `json:"lmcache,omitempty"`
 	// Coordinator is absent where we are not the LMCache servers' coordinator.
 	Coordinator string `json:"lmcache_coordinator,omitempty"`
+	// XDS is absent where Envoys get a static config.
+	XDS string `json:"xds,omitempty"`
 }
 
 type boundLMCache struct {
@@ -334,6 +342,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 		group.Go(func() error { return s.counters.Run(beside) })
 	}
 	group.Go(func() error { return s.watcher.Run(beside) })
+	s.envoys.run(beside, group, s.watcher)
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
 	group.Go(func() error { return s.probe(beside) })
@@ -371,6 +380,9 @@ func (s *service) bound() bound {
 	if s.mp.listener != nil {
 		b.Coordinator = s.mp.listener.Addr().String()
 	}
+	if s.envoys.listener != nil {
+		b.XDS = s.envoys.address(s.cfg.XDS.Listen)
+	}
 	return b
 }
 
@@ -401,6 +413,7 @@ func (s *service) close() {
 		s.controller.Close()
 	}
 	s.mp.close()
+	s.envoys.close()
 	if s.events != nil {
 		s.events.Close()
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/firsttoken/firsttoken/counters"
+	"github.com/firsttoken/firsttoken/envoy/xds"
 	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/kvevents"
 	"github.com/firsttoken/firsttoken/lmcache"
@@ -34,6 +35,8 @@ type status struct {
 	// KVEvents has a row for each rank of each endpoint that publishes events;
 	// null where none does.
 	KVEvents []kvevents.Status `json:"kv_events"`
+	// XDS is what running Envoys are told; null where they get a static config.
+	XDS *xds.Status `json:"xds"`
 }
 
 // lmcacheStatus is what is known of the engines' caches.
@@ -86,6 +89,8 @@ type endpointStatus struct {
 	Cluster string   `json:"cluster"`
 	Models  []string `json:"models"`
 	Ready   bool     `json:"ready"`
+	// Draining: it gets no new requests because its configuration says so.
+	Draining bool `json:"draining,omitempty"`
 	// Probed is when the last health probe ended; null before the first. Fault
 	// is why it failed.
 	Probed *time.Time `json:"probed"`
@@ -148,6 +153,7 @@ func (s *service) status() status {
 			view.LMCache.Unmapped = append(view.LMCache.Unmapped, unmapped(u))
 		}
 	}
+	view.XDS = s.envoys.status()
 	view.Coordinator, view.Asked = s.mp.status(), s.mp.elsewhere()
 	if s.events != nil {
 		view.KVEvents = s.events.Status()
@@ -161,6 +167,7 @@ func (s *service) status() status {
 			Cluster:       e.Endpoint.Cluster,
 			Models:        e.Endpoint.Models,
 			Ready:         e.Endpoint.Ready,
+			Draining:      e.Draining,
 			QueuedSeconds: o.Backlog.Seconds(),
 			QueuedWork:    float64(o.QueuedArea),
 			Waiting:       o.Waiting,

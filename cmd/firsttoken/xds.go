@@ -1,0 +1,166 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/envoy/xds"
+	"github.com/firsttoken/firsttoken/extproc"
+)
+
+// validateXDS joins all faults of what Envoys are told at run time.
+func (c config) validateXDS() error {
+	faults := []error{c.XDS.Validate("xds")}
+	if c.XDS.Listen == "" {
+		return errors.Join(faults...)
+	}
+	route := envoy.Route(c.XDS.Route)
+	if err := tells(c.Server, route); err != nil {
+		faults = append(faults, fmt.Errorf("xds.route: %w", err))
+	}
+	if least := c.Server.DecisionDeadline + 500*time.Millisecond; c.XDS.Linger < least {
+		faults = append(faults, fmt.Errorf("xds.linger: is %s; write at least %s, as long as Envoy waits for a choice", c.XDS.Linger, least))
+	}
+	if route != envoy.RouteClusterHeader {
+		return errors.Join(faults...)
+	}
+	owners := make(map[string]int, len(c.Endpoints))
+	for i, e := range c.Endpoints {
+		endpoint, err := endpointForEnvoy(e)
+		if err != nil {
+			continue // Named where endpoints are validated.
+		}
+		if owner := envoy.ReservedCluster(endpoint.Cluster); owner != "" {
+			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of %s; write another", i, endpoint.Cluster, owner))
+		}
+		if first, ok := owners[endpoint.Cluster]; ok {
+			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of endpoints[%d] too; write another", i, endpoint.Cluster, first))
+		}
+		owners[endpoint.Cluster] = i
+	}
+	return errors.Join(faults...)
+}
+
+// management tells running Envoys which engines there are.
+type management struct {
+	// server and listener are nil where Envoys get a static config.
+	server   *xds.Server
+	listener net.Listener
+	// news has its one place filled when the list of endpoints has changed.
+	news chan struct{}
+}
+
+// bindManagement opens the port that Envoys ask at, if it is wanted.
+func (s *service) bindManagement(ctx context.Context, registry prometheus.Registerer) (err error) {
+	if s.cfg.XDS.Listen == "" {
+		return nil
+	}
+	resources := envoy.Config{Listen: s.cfg.XDS.EnvoyListen, Route: envoy.Route(s.cfg.XDS.Route)}
+	if err := serviceForEnvoy(s.cfg, &resources); err != nil {
+		return err
+	}
+	s.envoys.news = make(chan struct{}, 1)
+	if s.envoys.server, err = xds.New(resources, s.cfg.XDS.Linger, s.log, xds.NewMetrics(registry)); err != nil { //nolint:contextcheck // It lives until Run ends.
+		return fmt.Errorf("xds: %w", err)
+	}
+	if s.envoys.listener, err = extproc.Listen(ctx, s.cfg.XDS.Listen); err != nil {
+		return fmt.Errorf("xds.listen: %w", err)
+	}
+	return nil
+}
+
+// changed says that there is a new list of endpoints. It never blocks.
+func (m *management) changed() {
+	if m.server == nil {
+		return
+	}
+	select {
+	case m.news <- struct{}{}:
+	default: // It is known already.
+	}
+}
+
+// run adds what runs beside the server to group, until ctx ends. Envoys are
+// told nothing before every name was resolved, or that was tried: a list with
+// holes would take engines from them.
+func (m *management) run(ctx context.Context, group *errgroup.Group, watcher *discovery.Watcher) {
+	if m.server == nil {
+		return
+	}
+	group.Go(func() error { return m.server.Run(ctx, m.listener) })
+	group.Go(func() error {
+		select {
+		case <-watcher.Synced():
+		case <-ctx.Done():
+			return nil
+		}
+		for {
+			m.server.SetMembers(members(watcher.Status()))
+			select {
+			case <-m.news:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+}
+
+// members are the endpoints as Envoys know them.
+func members(endpoints []discovery.Status) []envoy.Member {
+	list := make([]envoy.Member, 0, len(endpoints))
+	for _, e := range endpoints {
+		m := envoy.Member{Address: e.Endpoint.Address, Cluster: e.Endpoint.Cluster, TLS: e.TLS, Host: e.Host, Health: envoy.Healthy}
+		switch {
+		case e.Draining:
+			m.Health = envoy.Draining
+		case !e.Endpoint.Ready:
+			m.Health = envoy.Unhealthy
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+// address is where Envoys ask; a socket file is named as in the configuration,
+// with its scheme.
+func (m *management) address(configured string) string {
+	if m.listener.Addr().Network() == "unix" {
+		return configured
+	}
+	return m.listener.Addr().String()
+}
+
+func (m *management) close() {
+	if m.listener != nil {
+		_ = m.listener.Close()
+	}
+}
+
+// status is nil where Envoys get a static config.
+func (m *management) status() *xds.Status {
+	if m.server == nil {
+		return nil
+	}
+	view := m.server.Status()
+	return &view
+}
+
+// managementForEnvoy is where an Envoy asks, for its bootstrap. Address, where
+// not empty, is how it reaches us.
+func managementForEnvoy(cfg config, address, protocol, node string) (envoy.Management, error) {
+	if cfg.XDS.Listen == "" {
+		return envoy.Management{}, errors.New("--xds needs xds.listen in the service's configuration, the address at which Envoys ask")
+	}
+	return envoy.Management{
+		Address: cmp.Or(address, dialable(cfg.XDS.Listen)), Protocol: envoy.Protocol(protocol), Node: node,
+	}, nil
+}

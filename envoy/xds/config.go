@@ -1,0 +1,54 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/firsttoken/firsttoken/envoy"
+)
+
+// Config sets what Envoys are told at run time.
+type Config struct {
+	// Listen is where Envoys ask for their configuration: host:port, or
+	// unix:/path. It is a port of its own, so that it can be kept from whoever
+	// may ask for choices, and is there while the service is not ready or
+	// drains. Empty: they get a static one ("firsttoken envoy bootstrap").
+	Listen string `yaml:"listen"`
+	// EnvoyListen is the host:port on which each Envoy takes clients' requests.
+	EnvoyListen string `yaml:"envoy_listen"`
+	// Route is how Envoy is told the choice: override-host, or cluster-header
+	// with a cluster for each engine.
+	Route string `yaml:"route"`
+	// Linger is how long the cluster of a removed engine stays, for requests whose
+	// choice was made before. It must be longer than Envoy waits for a choice,
+	// half a second more than server.decision_deadline.
+	Linger time.Duration `yaml:"linger"`
+}
+
+// DefaultConfig is what holds where the operator says nothing.
+func DefaultConfig() Config {
+	return Config{EnvoyListen: "127.0.0.1:8080", Route: string(envoy.RouteOverrideHost), Linger: 10 * time.Second}
+}
+
+// Validate joins all faults, each beginning with its path below path.
+func (c Config) Validate(path string) error {
+	var faults []error
+	if c.Listen != "" && !strings.HasPrefix(c.Listen, "unix:") {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			faults = append(faults, fmt.Errorf("%s.listen: %q is no address (%w); write host:port or unix:/path", path, c.Listen, err))
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.EnvoyListen); err != nil {
+		faults = append(faults, fmt.Errorf("%s.envoy_listen: %q is no address (%w); write host:port", path, c.EnvoyListen, err))
+	}
+	if r := envoy.Route(c.Route); r != envoy.RouteOverrideHost && r != envoy.RouteClusterHeader {
+		faults = append(faults, fmt.Errorf("%s.route: %q is unknown; write %s or %s", path, c.Route, envoy.RouteOverrideHost, envoy.RouteClusterHeader))
+	}
+	if c.Linger <= 0 {
+		faults = append(faults, fmt.Errorf("%s.linger: is %s; write a duration above zero, such as 10s", path, c.Linger))
+	}
+	return errors.Join(faults...)
+}
