@@ -108,7 +108,7 @@ func (m *Memory) Match(p *scoring.Prompt, endpoints []scoring.Endpoint) [][]scor
 				continue
 			}
 			if r := p.Root(&endpoints[i]); chain == nil || r != root {
-				chain, root = chainOf(&p.Sequences[s], r), r
+				chain, root = chainOf(p, s, r), r
 			}
 			rows[i][s] = known[i].match(chain, p.Sequences[s].Length)
 		}
@@ -169,24 +169,35 @@ func (m *Memory) of(id scoring.EndpointID) *held {
 	return m.endpoints[id]
 }
 
-// chainOf hashes the whole blocks of a sequence, from its root on.
-func chainOf(s *scoring.Sequence, root uint64) []uint64 {
-	ids := s.TokenIDs[:min(len(s.TokenIDs), int(s.Usable))]
-	chain := make([]uint64, 0, len(ids)/block)
-	prev := root
-	for end := block; end <= len(ids); end += block {
-		prev = scoring.ChainBlock(prev, ids[end-block:end])
-		chain = append(chain, prev)
+// chainOf has the keys of the whole blocks of a sequence, which nobody writes to.
+func chainOf(p *scoring.Prompt, sequence int, root uint64) []uint64 {
+	s := &p.Sequences[sequence]
+	chain := s.Chain
+	if p.BlockTokens != block {
+		ids := s.TokenIDs[:min(len(s.TokenIDs), int(s.Usable))]
+		chain = make([]uint64, 0, len(ids)/block)
+		var prev uint64
+		for end := block; end <= len(ids); end += block {
+			prev = scoring.ChainBlock(prev, ids[end-block:end])
+			chain = append(chain, prev)
+		}
 	}
-	return chain
+	if root == 0 {
+		return chain
+	}
+	keys := make([]uint64, len(chain))
+	for i, h := range chain {
+		keys[i] = scoring.BlockKey(root, h)
+	}
+	return keys
 }
 
-// chainsOf has chainOf of each sequence. Hashing takes longer than all that is
-// done with it, so nobody holds a lock meanwhile.
+// chainsOf has chainOf of each sequence. Where it has to hash, that takes longer
+// than all that is done with it, so nobody holds a lock meanwhile.
 func chainsOf(p *scoring.Prompt, root uint64) [][]uint64 {
 	chains := make([][]uint64, len(p.Sequences))
 	for s := range p.Sequences {
-		chains[s] = chainOf(&p.Sequences[s], root)
+		chains[s] = chainOf(p, s, root)
 	}
 	return chains
 }

@@ -197,7 +197,7 @@ type fakeCache struct {
 
 func (c *fakeCache) serve(p *scoring.Prompt) {
 	c.stack.resize([tiers]int{c.room, 0, 0})
-	chain := chainOf(&p.Sequences[0], 0)
+	chain := chainOf(p, 0, 0)
 	c.r.PrefixQueries += uint64(p.Length())
 	c.r.PrefixHits += uint64(c.stack.leading(chain)[onGPU] * block)
 	c.stack.put(chain, true)

@@ -23,8 +23,8 @@ type Work float64
 
 // Candidate is one endpoint weighed for one request. The numbers are those the
 // policy saw, kept for logs, /decisions and for a booking that has to move. All
-// but Endpoint, Known, Cached, Matches, Remote, Area and Uncached are of the
-// moment of the choice, filled in under the ledger's lock.
+// but Endpoint, Known, Cached, Matches, Area and Uncached are of the moment of
+// the choice, filled in under the ledger's lock.
 type Candidate struct {
 	Endpoint Endpoint
 	// Cached is the number of prompt tokens held, summed over sequences. Known
@@ -74,6 +74,12 @@ type Candidate struct {
 
 	// equivalents and steps are the part of Work that is computed, for the fit.
 	equivalents, steps float64
+	// optimistic is how many leading tokens of each sequence requests under way
+	// there bring; nil: none. root is the chains' root there.
+	optimistic []Tokens
+	root       uint64
+	// account is the endpoint's, as long as it is not gone.
+	account *account
 }
 
 // Reason says why the endpoint was chosen. The values label metrics.

@@ -1,9 +1,95 @@
 package scoring
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"math"
+	"slices"
 	"time"
 )
+
+// Fits are what was learned of all pools and kinds, in a form that can be kept in
+// a file.
+type Fits struct {
+	Models []ModelFit `json:"models"`
+	Kinds  []KindFit  `json:"kinds"`
+}
+
+// ModelFit is what was learned of the engines of one model.
+type ModelFit struct {
+	Model string `json:"model"`
+	Fit
+}
+
+// KindFit is what was learned of one kind of engine of a model. HeldSeconds is how
+// long requests hold KV memory after their first token, 0: no end was seen;
+// OutputTokens how many tokens answers have.
+type KindFit struct {
+	Model string `json:"model"`
+	Kind  string `json:"kind"`
+	Fit
+	HeldSeconds  float64 `json:"held_seconds"`
+	OutputTokens float64 `json:"output_tokens"`
+}
+
+// Fits are what was learned so far, sorted by name.
+func (p *Picker) Fits() Fits {
+	l := p.ledger
+	l.lock()
+	defer l.mu.Unlock()
+	var f Fits
+	for id, pool := range l.pools {
+		f.Models = append(f.Models, ModelFit{id, pool.fit})
+	}
+	for id, k := range l.kinds {
+		f.Kinds = append(f.Kinds, KindFit{id.pool, id.label, k.fit, k.held, k.output})
+	}
+	slices.SortFunc(f.Models, func(a, b ModelFit) int { return cmp.Compare(a.Model, b.Model) })
+	slices.SortFunc(f.Kinds, func(a, b KindFit) int {
+		return cmp.Or(cmp.Compare(a.Model, b.Model), cmp.Compare(a.Kind, b.Kind))
+	})
+	return f
+}
+
+// Restore takes in what was learned before, in place of what was since, for the
+// pools and kinds that it names. The error says which entries make no sense; they
+// are passed over. More than maxPools are too many.
+func (p *Picker) Restore(f Fits) error {
+	l := p.ledger
+	l.lock()
+	defer l.mu.Unlock()
+	var faults []error
+	for i, m := range f.Models[:min(len(f.Models), maxPools)] {
+		if err := m.check(); err != nil {
+			faults = append(faults, fmt.Errorf("models[%d], %q: %w", i, m.Model, err))
+			continue
+		}
+		l.poolLocked(m.Model).fit = m.Fit
+	}
+	for i, k := range f.Kinds[:min(len(f.Kinds), maxPools)] {
+		if err := errors.Join(k.check(), checkNumber("held_seconds", k.HeldSeconds), checkNumber("output_tokens", k.OutputTokens)); err != nil {
+			faults = append(faults, fmt.Errorf("kinds[%d], %q of %q: %w", i, k.Kind, k.Model, err))
+			continue
+		}
+		kind := l.kindLocked(kindID{k.Model, k.Kind})
+		kind.fit, kind.held, kind.output = k.Fit, k.HeldSeconds, k.OutputTokens
+	}
+	return errors.Join(faults...)
+}
+
+// check tells what could never have been learned.
+func (f *Fit) check() error {
+	return errors.Join(checkNumber("token_seconds", f.TokenSeconds), checkNumber("tokens", f.Tokens),
+		checkNumber("step_seconds", f.StepSeconds), checkNumber("steps", f.Steps))
+}
+
+func checkNumber(name string, v float64) error {
+	if v >= 0 && v <= math.MaxFloat32 { // nor NaN
+		return nil
+	}
+	return fmt.Errorf("%s is %g; it was written by no firsttoken, remove the entry", name, v)
+}
 
 // Fit is what first tokens have taught of the speed of a pool of engines: the
 // seconds of one token equivalent, s, and of one step, o. Each is a ratio of two

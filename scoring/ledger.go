@@ -2,6 +2,7 @@ package scoring
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -38,6 +39,8 @@ type ledger struct {
 	// grouping are the accounts with an open group of first tokens, the oldest
 	// group first.
 	grouping []*account
+	// underWay has the blocks that requests bring to endpoints' caches.
+	underWay *optimistic
 	// pools and kinds are what was learned of engines, at most maxPools of each
 	// whose endpoints are all gone.
 	pools map[string]*pool
@@ -46,6 +49,9 @@ type ledger struct {
 	endsTold bool
 	turn     uint64
 	count    Counts
+	// set and found are followLocked's, kept from call to call.
+	set   []uint64
+	found []int32
 }
 
 // account is what one life of one endpoint owes. Reservations point at it, so
@@ -54,6 +60,7 @@ type account struct {
 	ready bool
 	pool  *pool
 	kind  *kind
+	slot  uint32 // in underWay
 	// queue has the reservations before their first token in order of dispatch,
 	// waiting counts them. Of them: area and work are what is not over by what was
 	// told, in the trapezoid's unit and in time; uncached and promptTokens their
@@ -108,6 +115,7 @@ func newLedger(cfg Config, clock Clock, rng *rand.Rand) *ledger {
 		rng:      rng,
 		accounts: make(map[EndpointID]*account),
 		open:     make(map[string]*Reservation),
+		underWay: newOptimistic(),
 		pools:    make(map[string]*pool),
 		kinds:    make(map[kindID]*kind),
 	}
@@ -120,6 +128,7 @@ func (l *ledger) lock() time.Time {
 	l.now = later(l.now, l.clock())
 	l.closeGroupsLocked()
 	l.elapseLocked()
+	l.underWay.elapse(l.now)
 	return l.now
 }
 
@@ -134,7 +143,7 @@ func (l *ledger) sync(endpoints []Endpoint) {
 		e := &endpoints[i]
 		a := l.accounts[e.ID]
 		if a == nil {
-			a = &account{turns: make(map[string]uint64)}
+			a = &account{turns: make(map[string]uint64), slot: l.underWay.join()}
 		}
 		present[e.ID] = a
 		id := kindID{e.pool(), e.Kind}
@@ -153,6 +162,9 @@ func (l *ledger) sync(endpoints []Endpoint) {
 				r.leaveLocked()
 			}
 		}
+	}
+	for a := range gone {
+		l.underWay.leave(a.slot)
 	}
 	l.accounts = present
 	// What was learned of a pool outlives a moment without endpoints only as
@@ -219,23 +231,70 @@ func (l *ledger) reserve(d *Decision, policy Policy) error {
 // completeLocked drops the candidates that are gone and gives the others the
 // numbers of this moment. Caller must hold mu.
 func (l *ledger) completeLocked(d *Decision) error {
-	kept := d.Candidates[:0]
 	for i := range d.Candidates {
-		c := &d.Candidates[i]
-		if a := l.accounts[c.Endpoint.ID]; a != nil {
-			l.weighLocked(a, d, c)
-			kept = append(kept, *c)
-		}
+		d.Candidates[i].account = l.accounts[d.Candidates[i].Endpoint.ID]
 	}
-	d.Candidates = kept
-	if len(kept) == 0 {
+	d.Candidates = slices.DeleteFunc(d.Candidates, func(c Candidate) bool { return c.account == nil })
+	if len(d.Candidates) == 0 {
 		return ErrNoEndpoint
+	}
+	l.followLocked(d)
+	for i := range d.Candidates {
+		l.weighLocked(d, &d.Candidates[i])
 	}
 	return nil
 }
 
+// followLocked finds what requests under way bring to each candidate. Caller
+// must hold mu.
+func (l *ledger) followLocked(d *Decision) {
+	for i := range d.Candidates {
+		d.Candidates[i].optimistic = nil
+	}
+	if d.Prompt.BlockTokens == 0 || d.Prompt.NoCache || len(l.underWay.blocks) == 0 {
+		return
+	}
+	words := (len(l.underWay.slots) + 63) / 64
+	l.found = slices.Grow(l.found[:0], 64*words)[:64*words]
+	sequences := d.Prompt.Sequences
+	var rows []Tokens // of each candidate, one of each sequence
+	for s := range sequences {
+		chain := sequences[s].Chain
+		if len(chain) == 0 {
+			continue
+		}
+		// There are two roots at most, of the model and of an adapter.
+		for first := 0; first < len(d.Candidates); first++ {
+			root := d.Candidates[first].root
+			if first > 0 && (root == d.Candidates[0].root || root == d.Candidates[first-1].root) {
+				continue
+			}
+			l.set = slices.Grow(l.set[:0], words)[:words]
+			clear(l.set)
+			for i := range d.Candidates {
+				if slot := d.Candidates[i].account.slot; d.Candidates[i].root == root {
+					l.set[slot/64] |= 1 << (slot % 64)
+				}
+			}
+			l.underWay.leading(chain, root, l.set, l.found)
+			for i := range d.Candidates {
+				c := &d.Candidates[i]
+				if c.root != root || l.found[c.account.slot] == 0 {
+					continue
+				}
+				if rows == nil {
+					rows = make([]Tokens, len(d.Candidates)*len(sequences))
+				}
+				c.optimistic = rows[i*len(sequences) : (i+1)*len(sequences)]
+				c.optimistic[s] = Tokens(l.found[c.account.slot]) * d.Prompt.BlockTokens
+			}
+		}
+	}
+}
+
 // weighLocked gives a candidate the numbers of this moment. Caller must hold mu.
-func (l *ledger) weighLocked(a *account, d *Decision, c *Candidate) {
+func (l *ledger) weighLocked(d *Decision, c *Candidate) {
+	a := c.account
 	at, fit := l.occupancyLocked(a, l.now), l.fitLocked(a)
 	s, o := fit.SecondsPerToken(), fit.SecondsPerStep()
 	c.QueuedArea, c.QueuedTokens, c.Waiting = a.area, a.uncached, a.waiting
@@ -246,11 +305,17 @@ func (l *ledger) weighLocked(a *account, d *Decision, c *Candidate) {
 	if l.cfg.KVRoom && a.pool.room {
 		c.KVWait = a.waitForRoom(at.held, d.Prompt.Length())
 	}
-	c.Load, c.Work = 0, 0
+	c.Load, c.Work, c.Optimistic = 0, 0, 0
 	if len(d.Prompt.Sequences) > 0 {
-		demand := demandOf(c.Area, c.Uncached, float64(l.cfg.AttentionTokens))
-		c.equivalents, c.steps = demand.equivalents, steps(demand.uncached, int(l.cfg.BatchTokens), at.decoding)
-		c.Load = loadSeconds(d.Prompt, d.shared, c.Matches, slowEnough*s)
+		area, uncached := c.Area, c.Uncached
+		if c.optimistic != nil {
+			area, uncached, _ = requestWork(d.Prompt, d.shared, c.Matches, c.optimistic)
+			c.Optimistic = c.Uncached - uncached
+		}
+		c.equivalents = equivalents(area, uncached, float64(l.cfg.AttentionTokens))
+		c.steps = steps(uncached, int(l.cfg.BatchTokens), at.decoding)
+		c.Remote = remoteTokens(d.Prompt, d.shared, c.Matches, c.optimistic)
+		c.Load = loadSeconds(d.Prompt, d.shared, c.Matches, c.optimistic, slowEnough*s)
 		c.Work = seconds(s, o, c.equivalents, c.steps) + c.Load
 	}
 	c.Estimate = exact(c.Backlog + c.KVWait + c.Work)
@@ -268,15 +333,15 @@ func (l *ledger) arriveLocked(d *Decision) {
 			busy++
 		}
 	}
-	l.accounts[d.Candidates[0].Endpoint.ID].pool.arrive(l.now, busy, len(d.Candidates))
+	d.Candidates[0].account.pool.arrive(l.now, busy, len(d.Candidates))
 }
 
 // rankLocked puts the best candidates first. Caller must hold mu.
 func (l *ledger) rankLocked(d *Decision, policy Policy) {
 	candidates := d.Candidates
-	a := l.accounts[candidates[0].Endpoint.ID]
-	fit := &a.pool.fit
-	policy.Rank(d.Prompt, Pool{Kappa: a.pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}, candidates)
+	pool := candidates[0].account.pool
+	fit := &pool.fit
+	policy.Rank(d.Prompt, Pool{Kappa: pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}, candidates)
 	for front := range min(len(candidates), 1+alternates) {
 		best, ties := front, 1
 		for i := front + 1; i < len(candidates); i++ {
@@ -298,7 +363,7 @@ func (l *ledger) rankLocked(d *Decision, policy Policy) {
 // bookLocked books the request at its first candidate. Caller must hold mu.
 func (l *ledger) bookLocked(d *Decision) {
 	choice := &d.Candidates[0]
-	a := l.accounts[choice.Endpoint.ID]
+	a := choice.account
 	l.turn++
 	a.turns[choice.Endpoint.pool()] = l.turn
 	a.sent.add(l.now)

@@ -393,25 +393,56 @@ func TestDeadlinesStayBounded(t *testing.T) {
 	}
 }
 
+// BenchmarkPick decides for prompts of which half is what others have in common,
+// with so many of them under way and each policy's own numbers asked for.
 func BenchmarkPick(b *testing.B) {
-	for _, n := range []int{4, 16, 64} {
-		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
+	for _, size := range []struct{ endpoints, blocks int }{{4, 64}, {16, 64}, {64, 200}, {256, 400}} {
+		b.Run(fmt.Sprintf("endpoints=%d/blocks=%d", size.endpoints, size.blocks), func(b *testing.B) {
 			now := time.Unix(0, 0)
-			p := newTestPicker(b, &now)
-			endpoints := make([]Endpoint, n)
+			cfg := DefaultConfig()
+			cfg.Policy = PolicyTTFT
+			p, err := NewPicker(cfg, func() time.Time { return now }, rand.New(rand.NewPCG(1, 2)))
+			if err != nil {
+				b.Fatal(err)
+			}
+			endpoints := make([]Endpoint, size.endpoints)
 			for i := range endpoints {
 				endpoints[i] = Endpoint{ID: EndpointID(i + 1), Address: fmt.Sprint("10.0.0.", i, ":8000"), Models: []string{"m"}, Ready: true}
 			}
 			p.SetEndpoints(endpoints)
-			prompt := textPrompt(32_000, true)
-			prompt.FillChain()
-			b.ReportAllocs()
-			for b.Loop() {
-				d, err := p.Pick("id", prompt)
+			for i := range endpoints {
+				p.SetEngine(endpoints[i].ID, Engine{CapacityTokens: 400_000})
+			}
+			prompts := make([]*Prompt, 4*size.endpoints)
+			for i := range prompts {
+				prompts[i] = textPrompt(size.blocks*chainBlock+1, true)
+				for j := size.blocks * chainBlock / 2; j < size.blocks*chainBlock; j++ {
+					prompts[i].Sequences[0].TokenIDs[j] = uint32(i)
+				}
+				prompts[i].FillChain()
+			}
+			open := make([]*Reservation, 0, len(prompts))
+			for _, prompt := range prompts {
+				d, err := p.Pick(fmt.Sprint(len(open)), prompt)
 				if err != nil {
 					b.Fatal(err)
 				}
-				d.Reservation.End()
+				open = append(open, d.Reservation)
+			}
+			next := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				open[next].End()
+				b.StartTimer()
+				d, err := p.Pick("id", prompts[next])
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				open[next] = d.Reservation
+				next = (next + 1) % len(prompts)
+				b.StartTimer()
 			}
 		})
 	}

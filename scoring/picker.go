@@ -140,10 +140,13 @@ func (p *Picker) weigh(prompt *Prompt, shared []Tokens, endpoints []Endpoint) []
 			}
 		}
 	}
+	root, adapters := ChainRoot("", prompt.Salt), ChainRoot(prompt.Model, prompt.Salt)
 	for i := range candidates {
 		c := &candidates[i]
-		c.Area, c.Uncached, c.Cached = requestWork(prompt, shared, c.Matches)
-		c.Remote = remoteTokens(prompt, shared, c.Matches)
+		if c.root = root; slices.Contains(c.Endpoint.Adapters, prompt.Model) {
+			c.root = adapters
+		}
+		c.Area, c.Uncached, c.Cached = requestWork(prompt, shared, c.Matches, nil)
 	}
 	return candidates
 }

@@ -36,6 +36,8 @@ type Reservation struct {
 	// began is when the engine could begin with the prompt; set when it tells that
 	// the prompt is computed, zero before. The first token is still to come then.
 	began time.Time
+	// hold is what the prompt brings to the endpoint's cache; nil: nothing.
+	hold *hold
 	// answered: the first token of a streamed request was seen.
 	answered bool
 	// isFresh: it is one of the account's fresh ones.
@@ -131,18 +133,15 @@ func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 		return
 	}
 	r.computed[sequence] = tokens
-	over := computedWork(d.Prompt, d.shared, r.candidate.Matches, r.computed)
-	if over <= 0 {
-		return
+	c := r.candidate
+	area, _ := computedWork(d.Prompt, d.shared, c.Matches, nil, r.computed)
+	left := r.left
+	if a, n := computedWork(d.Prompt, d.shared, c.Matches, c.optimistic, r.computed); n > 0 {
+		// The engine loads first; what is left to compute is in proportion.
+		over := equivalents(a, n, float64(l.cfg.AttentionTokens))
+		left = min(left, time.Duration(max(0, 1-over/c.equivalents)*float64(r.work-exact(c.Load))))
 	}
-	// The engine loads first; what is left to compute is in proportion.
-	left := max(0, r.area-over)
-	load := exact(r.candidate.Load)
-	var share float64
-	if r.area > 0 {
-		share = float64(left / r.area)
-	}
-	r.leaveBy(r.leftArea-left, r.left-min(r.left, time.Duration(share*float64(r.work-load))))
+	r.leaveBy(r.leftArea-max(0, r.area-area), r.left-left)
 }
 
 // leaveBy takes so much off what is booked.
@@ -287,6 +286,7 @@ func (r *Reservation) enterLocked(a *account, c *Candidate) {
 	r.account, r.candidate = a, c
 	r.area, r.work, r.tokens = c.Area, exact(c.Work), r.decision.Prompt.Length()
 	r.leftArea, r.left = r.area, r.work
+	r.hold = r.ledger.underWay.hold(r.decision.Prompt, a.slot, c.root)
 	switch r.state {
 	case queued:
 		a.queue.join(r)
@@ -338,7 +338,8 @@ func (r *Reservation) leaveLocked() {
 		a.decodingTokens -= r.tokens
 	case ended:
 	}
-	r.account, r.candidate, r.computed, r.began = nil, nil, nil, time.Time{}
+	r.ledger.underWay.drop(r.hold)
+	r.account, r.candidate, r.computed, r.began, r.hold = nil, nil, nil, time.Time{}, nil
 }
 
 // unqueueLocked takes the request off what its account has queued. Caller must
@@ -360,6 +361,9 @@ func (r *Reservation) decodeLocked() {
 		r.unqueueLocked()
 		a.decode(r)
 		a.lastFirst = l.now // also where that is only predicted
+		if !l.endsTold {
+			l.underWay.linger(r.hold, l.now)
+		}
 	}
 	r.state, r.decodes = decoding, l.now
 	l.due.set(r, l.now.Add(l.cfg.DecodingAge))
@@ -367,6 +371,10 @@ func (r *Reservation) decodeLocked() {
 
 // endLocked ends the request. Caller must hold ledger.mu.
 func (r *Reservation) endLocked() {
+	if r.state == decoding {
+		r.ledger.underWay.linger(r.hold, r.ledger.now)
+		r.hold = nil
+	}
 	r.leaveLocked()
 	r.state = ended
 	r.ledger.due.drop(r)

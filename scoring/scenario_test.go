@@ -244,6 +244,7 @@ func (s *scenario) route(args []string) {
 	for i := range prompt.Sequences {
 		prompt.Sequences[i].Copies = copies
 	}
+	prompt.FillChain()
 	for range times {
 		s.requests++
 		id := strconv.Itoa(s.requests)

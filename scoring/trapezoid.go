@@ -14,9 +14,10 @@ func Prefill(prompt, cached Tokens) Work {
 
 // requestWork sums the prefills of all sequences of a request on an endpoint
 // that holds matches of them (nil: nothing), as an area and as the tokens that
-// it computes. shared is leadingShared(p). saved is how many prompt tokens the
-// endpoint's own cache saves.
-func requestWork(p *Prompt, shared []Tokens, matches []Match) (area Work, uncached, saved Tokens) {
+// it computes. shared is leadingShared(p); optimistic is how many leading tokens
+// of each sequence requests under way bring (nil: none). saved is how many prompt
+// tokens the endpoint's own cache saves.
+func requestWork(p *Prompt, shared []Tokens, matches []Match, optimistic []Tokens) (area Work, uncached, saved Tokens) {
 	for i := range p.Sequences {
 		s := &p.Sequences[i]
 		copies := max(1, s.Copies)
@@ -26,16 +27,11 @@ func requestWork(p *Prompt, shared []Tokens, matches []Match) (area Work, uncach
 			uncached += Tokens(copies) * max(0, s.Length)
 			continue
 		}
-		var cached Tokens
 		if i < len(matches) {
-			cached = max(0, min(matches[i].Cached, s.Length-1))
-			saved += cached
-		}
-		if shared != nil {
-			cached = max(cached, shared[i])
+			saved += max(0, min(matches[i].Cached, s.Length-1))
 		}
 		if s.Length > 0 {
-			cached = min(cached, s.Length-1)
+			cached := beginning(p, shared, matches, optimistic, i)
 			area += Prefill(s.Length, cached) + Work(copies-1)*Prefill(s.Length, s.Length-1)
 			uncached += s.Length - cached + Tokens(copies-1)
 		}
@@ -43,14 +39,33 @@ func requestWork(p *Prompt, shared []Tokens, matches []Match) (area Work, uncach
 	return area, uncached, saved
 }
 
+// beginning is how many leading tokens of a sequence need not be computed, of
+// all but the last.
+func beginning(p *Prompt, shared []Tokens, matches []Match, optimistic []Tokens, i int) Tokens {
+	if p.NoCache {
+		return 0
+	}
+	var n Tokens
+	if i < len(matches) {
+		n = matches[i].Cached
+	}
+	if shared != nil {
+		n = max(n, shared[i])
+	}
+	if optimistic != nil {
+		n = max(n, optimistic[i])
+	}
+	return max(0, min(n, p.Sequences[i].Length-1))
+}
+
 // loadSeconds is how long an endpoint takes to load what it holds of a request
 // in slower tiers. An engine looks in its own memory up to the first token that
 // is not there and loads all that follows, so a run that costs nothing behind
 // one that does is loaded as that one is. What an earlier sequence of the
-// request has in common is loaded once. A tier of the engine's own is taken for
-// its memory below slow seconds a token; what another engine holds is fetched
-// whatever it costs.
-func loadSeconds(p *Prompt, shared []Tokens, matches []Match, slow float64) float64 {
+// request has in common is loaded once, and what requests under way bring not at
+// all. A tier of the engine's own is taken for its memory below slow seconds a
+// token; what another engine holds is fetched whatever it costs.
+func loadSeconds(p *Prompt, shared []Tokens, matches []Match, optimistic []Tokens, slow float64) float64 {
 	if p.NoCache {
 		return 0
 	}
@@ -59,14 +74,11 @@ func loadSeconds(p *Prompt, shared []Tokens, matches []Match, slow float64) floa
 		if i == len(p.Sequences) {
 			break
 		}
-		var begin Tokens
-		if shared != nil {
-			begin = shared[i]
-		}
+		begin, brought := there(shared, optimistic, i)
 		last := p.Sequences[i].Length - 1 // computed anew
 		rate := 0.0
 		for _, s := range matches[i].Spans {
-			if s.SecondsPerToken > 0 && (s.Remote || s.SecondsPerToken > slow) {
+			if s.End > brought && s.SecondsPerToken > 0 && (s.Remote || s.SecondsPerToken > slow) {
 				rate = s.SecondsPerToken
 			}
 			if end := min(s.End, last); end > begin {
@@ -78,10 +90,24 @@ func loadSeconds(p *Prompt, shared []Tokens, matches []Match, slow float64) floa
 	return seconds
 }
 
+// there is how many leading tokens of a sequence are in the engine's memory once
+// it comes to it, and how many of them are so before the request's first
+// sequence.
+func there(shared, optimistic []Tokens, i int) (begin, brought Tokens) {
+	if optimistic != nil {
+		brought = optimistic[i]
+	}
+	begin = brought
+	if shared != nil {
+		begin = max(begin, shared[i])
+	}
+	return begin, brought
+}
+
 // remoteTokens is how many of a request's cached tokens come from another
 // engine: all from the first one on that does, since what is behind a gap of its
 // own memory is fetched with the rest.
-func remoteTokens(p *Prompt, shared []Tokens, matches []Match) (n Tokens) {
+func remoteTokens(p *Prompt, shared []Tokens, matches []Match, optimistic []Tokens) (n Tokens) {
 	if p.NoCache {
 		return 0
 	}
@@ -89,14 +115,11 @@ func remoteTokens(p *Prompt, shared []Tokens, matches []Match) (n Tokens) {
 		if i == len(p.Sequences) {
 			break
 		}
-		var begin Tokens
-		if shared != nil {
-			begin = shared[i]
-		}
+		begin, brought := there(shared, optimistic, i)
 		remote := false
 		last := p.Sequences[i].Length - 1
 		for _, s := range matches[i].Spans {
-			remote = remote || s.Remote
+			remote = remote || s.Remote && s.End > brought
 			if end := min(s.End, last); end > begin {
 				if remote {
 					n += end - begin
@@ -109,25 +132,18 @@ func remoteTokens(p *Prompt, shared []Tokens, matches []Match) (n Tokens) {
 }
 
 // computedWork is how much of requestWork is over once the endpoint has computed
-// so many leading tokens of each sequence (nil: none).
-func computedWork(p *Prompt, shared []Tokens, matches []Match, computed []Tokens) Work {
-	var work Work
+// so many leading tokens of each sequence (nil: none): the area, and the tokens
+// that it stands for.
+func computedWork(p *Prompt, shared []Tokens, matches []Match, optimistic, computed []Tokens) (area Work, tokens Tokens) {
 	for i, done := range computed {
-		s := &p.Sequences[i]
-		var begin Tokens
-		if !p.NoCache {
-			if i < len(matches) {
-				begin = max(0, min(matches[i].Cached, s.Length-1))
-			}
-			if shared != nil {
-				begin = max(begin, shared[i])
-			}
-		}
-		if done > begin {
-			work += Prefill(s.Length, begin) - Prefill(s.Length, done)
+		n := p.Sequences[i].Length
+		begin := beginning(p, shared, matches, optimistic, i)
+		if done = min(done, n-1); done > begin {
+			area += Prefill(n, begin) - Prefill(n, done)
+			tokens += done - begin
 		}
 	}
-	return work
+	return area, tokens
 }
 
 // sharedBlock is the granularity at which the prompts of one request are

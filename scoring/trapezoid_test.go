@@ -103,11 +103,11 @@ func TestLoadSecondsTwin(t *testing.T) {
 				}
 			}
 		}
-		if got := loadSeconds(&p, shared, matches, 0); got != want {
+		if got := loadSeconds(&p, shared, matches, nil, 0); got != want {
 			t.Fatalf("%+v %v %+v: %v seconds, want %v", p.Sequences, shared, matches, got, want)
 		}
 	}
-	if got := loadSeconds(&Prompt{}, nil, []Match{{Cached: 1, Spans: []Span{{End: 1, SecondsPerToken: 1}}}}, 0); got != 0 {
+	if got := loadSeconds(&Prompt{}, nil, []Match{{Cached: 1, Spans: []Span{{End: 1, SecondsPerToken: 1}}}}, nil, 0); got != 0 {
 		t.Errorf("a match of no sequence takes %v s", got)
 	}
 }

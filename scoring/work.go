@@ -2,20 +2,11 @@ package scoring
 
 import "time"
 
-// demand is what a request asks of an endpoint's prefill, given what is cached
-// there, before a speed is known.
-type demand struct {
-	// uncached are the tokens to compute, k; equivalents what they come to in
-	// tokens that attend to nothing, x.
-	uncached    Tokens
-	equivalents float64
-}
-
-// demandOf weighs an area of attention and the tokens that it stands for: a
-// token costs its linear layers and the attention to all before it, of which
-// attentionTokens cost as much as the linear layers.
-func demandOf(area Work, uncached Tokens, attentionTokens float64) demand {
-	return demand{uncached, float64(uncached) + float64(area)/attentionTokens}
+// equivalents is what prefills come to in tokens that attend to nothing: each of
+// so many tokens costs its linear layers, and their area the attention to all
+// before them, of which attentionTokens cost as much as the linear layers.
+func equivalents(area Work, tokens Tokens, attentionTokens float64) float64 {
+	return float64(tokens) + float64(area)/attentionTokens
 }
 
 const (
