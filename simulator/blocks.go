@@ -34,12 +34,47 @@ type pool struct {
 	// blocks are those that there are and, last, the sentinel of the free list, a
 	// ring: its next is the first to be handed out.
 	blocks []block
-	idle   int          // length of the free list
-	index  map[Key]slot // of several of one key, the oldest
+	idle   int   // length of the free list
+	index  index // of several of one key, the oldest
+}
+
+// index finds blocks by their key.
+type index struct {
+	own map[Key]slot
+	// under is what a pool to look ahead with finds below its own changes; it
+	// belongs to the pool that it was made of. There none in own means no longer.
+	// Nil elsewhere.
+	under map[Key]slot
+}
+
+func (x *index) get(k Key) (slot, bool) {
+	if i, ok := x.own[k]; ok || x.under == nil {
+		return i, ok && i != none
+	}
+	i, ok := x.under[k]
+	return i, ok
+}
+
+func (x *index) set(k Key, i slot) { x.own[k] = i }
+
+func (x *index) remove(k Key) {
+	if x.under == nil {
+		delete(x.own, k)
+		return
+	}
+	x.own[k] = none
+}
+
+// ahead is an index that may change while x does not.
+func (x *index) ahead() index {
+	if x.under == nil {
+		return index{own: make(map[Key]slot), under: x.own}
+	}
+	return index{own: maps.Clone(x.own), under: x.under}
 }
 
 func newPool(n int) *pool {
-	p := &pool{blocks: make([]block, n+1), index: make(map[Key]slot)}
+	p := &pool{blocks: make([]block, n+1), index: index{own: make(map[Key]slot)}}
 	free := p.free()
 	p.blocks[free].prev, p.blocks[free].next = free, free
 	for i := range free {
@@ -48,9 +83,9 @@ func newPool(n int) *pool {
 	return p
 }
 
-// clone is a copy that shares nothing.
-func (p *pool) clone() *pool {
-	return &pool{blocks: slices.Clone(p.blocks), idle: p.idle, index: maps.Clone(p.index)}
+// ahead is a copy that may change while p does not.
+func (p *pool) ahead() *pool {
+	return &pool{blocks: slices.Clone(p.blocks), idle: p.idle, index: p.index.ahead()}
 }
 
 // size is the number of blocks.
@@ -79,7 +114,7 @@ func (p *pool) unlink(i slot) {
 func (p *pool) match(keys []Key) []slot {
 	var run []slot
 	for n, k := range keys {
-		i, ok := p.index[k]
+		i, ok := p.index.get(k)
 		if !ok {
 			break
 		}
@@ -150,9 +185,9 @@ func (p *pool) remember(i slot, k Key) {
 		return
 	}
 	b.key, b.cached = k, true
-	first, ok := p.index[k]
+	first, ok := p.index.get(k)
 	if !ok {
-		p.index[k] = i
+		p.index.set(k, i)
 		b.older, b.newer = i, i
 		return
 	}
@@ -167,11 +202,10 @@ func (p *pool) forget(i slot) {
 	if !b.cached {
 		return
 	}
-	switch {
-	case b.newer == i:
-		delete(p.index, b.key)
-	case p.index[b.key] == i:
-		p.index[b.key] = b.newer
+	if first, _ := p.index.get(b.key); b.newer == i {
+		p.index.remove(b.key)
+	} else if first == i {
+		p.index.set(b.key, b.newer)
 	}
 	p.blocks[b.older].newer, p.blocks[b.newer].older = b.newer, b.older
 	b.cached, b.older, b.newer = false, none, none

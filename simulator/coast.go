@@ -57,35 +57,3 @@ func (e *Engine) silent() int {
 	}
 	return max(0, most)
 }
-
-// Clone is a copy that goes its own way: whatever is done to one leaves the
-// other as it is. It can be made between steps and in one; what that one has
-// told so far, but its tokens, only e tells. The copy reads what other engines
-// share and tells them nothing.
-func (e *Engine) Clone() *Engine {
-	c := *e
-	c.pool = e.pool.clone()
-	if e.host != nil {
-		c.host = e.host.clone()
-	}
-	c.byID = make(map[ID]*state, len(e.byID))
-	c.running, c.waiting = c.adopt(e.running), c.adopt(e.waiting)
-	c.result = Result{Prefill: e.result.Prefill, Decode: e.result.Decode, Preempted: e.result.Preempted}
-	return &c
-}
-
-// adopt copies requests and makes them known to e.
-func (e *Engine) adopt(from []*state) []*state {
-	if len(from) == 0 {
-		return nil
-	}
-	states := make([]state, len(from))
-	to := make([]*state, len(from), len(from)+1)
-	for i, s := range from {
-		states[i] = *s
-		states[i].held = append(make([]slot, 0, len(s.held)+1), s.held...)
-		to[i] = &states[i]
-		e.byID[s.ID] = to[i]
-	}
-	return to
-}

@@ -3,8 +3,6 @@ package simulator_test
 import (
 	"math"
 	"math/rand/v2"
-	"reflect"
-	"slices"
 	"testing"
 	"time"
 
@@ -136,59 +134,6 @@ func TestCoastStopsBeforeWhatIsWorthTelling(t *testing.T) {
 	coast(forever, 1)
 	want(t, step(t, e, 11*time.Millisecond), simulator.Result{Decode: 1, Outputs: []simulator.Output{{ID: 1, Finished: true}}})
 	idle(t, e)
-}
-
-// TestACloneGoesItsOwnWay compares an engine that was cloned at random moments,
-// in a step or between two, with one that never was, and each clone with the
-// original.
-func TestACloneGoesItsOwnWay(t *testing.T) {
-	for seed := range uint64(8) {
-		rng := rand.New(rand.NewPCG(seed, 4))
-		p := loaded(rng)
-		shared := simulator.NewShared()
-		o := simulator.Options{BlockTokens: 10, ChunkTokens: 20, Shared: shared}
-		plain, cloned := simulator.New(p, simulator.Options{BlockTokens: 10, ChunkTokens: 20}), simulator.New(p, o)
-		both := func(do func(*simulator.Engine) any) {
-			t.Helper()
-			if want, got := do(plain), do(cloned); !reflect.DeepEqual(want, got) {
-				t.Fatalf("seed %d: what the cloned engine does (-want +got):\n%s", seed, cmp.Diff(want, got))
-			}
-		}
-		schedule := func(e *simulator.Engine) any {
-			took, ok := e.Schedule()
-			return []any{took, ok}
-		}
-		complete := func(e *simulator.Engine) any { return e.Complete() }
-		for id := range simulator.ID(80) {
-			r := anyRequest(rng, id)
-			both(func(e *simulator.Engine) any { return e.Add(r) == nil })
-			for range rng.IntN(10) {
-				between := cloned.Clone()
-				both(schedule)
-				within := cloned.Clone()
-				if cloned.Stats().Running == 0 {
-					break
-				}
-				ahead := within.Complete()
-				if rng.IntN(2) == 0 { // the clones do what they like
-					add(t, within, anyRequest(rng, 1000+id))
-					run(within)
-					run(between)
-				}
-				both(func(e *simulator.Engine) any {
-					res := e.Complete()
-					if !slices.Equal(res.Outputs, ahead.Outputs) {
-						t.Fatalf("seed %d: the clone's step (-want +got):\n%s", seed, cmp.Diff(res.Outputs, ahead.Outputs))
-					}
-					return res
-				})
-			}
-		}
-		for plain.Stats().Running+plain.Stats().Waiting > 0 {
-			both(schedule)
-			both(complete)
-		}
-	}
 }
 
 // TestSharedTiers: what one engine has stored another fetches, at its own cost,

@@ -14,6 +14,18 @@ type host struct {
 	// the first to go.
 	entries []hostEntry
 	shared  *Shared // told of what comes and goes; nil: nobody is
+	// of is the tier that this one looks ahead of, as long as it is no copy of it;
+	// nil elsewhere. What was to be done since then waits in later, and stored
+	// says whether any of it changes what is held.
+	of     *host
+	later  []deferred
+	stored bool
+}
+
+// deferred are chunks to be touched or stored.
+type deferred struct {
+	keys  []Key
+	store bool
 }
 
 type hostEntry struct {
@@ -25,13 +37,37 @@ func newHost(chunks int, shared *Shared) *host {
 	return &host{chunks: chunks, byKey: make(map[Key]int32), entries: make([]hostEntry, 1), shared: shared}
 }
 
-// clone is a copy that shares nothing, and tells nobody.
-func (h *host) clone() *host {
-	return &host{chunks: h.chunks, byKey: maps.Clone(h.byKey), entries: slices.Clone(h.entries)}
+// ahead is a tier that may change while h does not, and tells shared of it.
+// Mostly a look ahead ends before anybody finds what was stored in it, so the
+// tier, which is large, is copied only then.
+func (h *host) ahead(shared *Shared) *host {
+	if h.of != nil {
+		return &host{shared: shared, of: h.of, later: slices.Clone(h.later), stored: h.stored}
+	}
+	return &host{shared: shared, of: h}
+}
+
+// copied makes h a tier of its own.
+func (h *host) copied() {
+	later := h.later
+	*h = host{shared: h.shared, chunks: h.of.chunks, byKey: maps.Clone(h.of.byKey), entries: slices.Clone(h.of.entries)}
+	for _, d := range later {
+		if d.store {
+			h.store(d.keys, nil)
+		} else {
+			h.touch(d.keys)
+		}
+	}
 }
 
 // match is the length of the longest run of stored chunks from the first on.
 func (h *host) match(keys []Key) int {
+	if h.of != nil && !h.stored {
+		return h.of.match(keys)
+	}
+	if h.of != nil {
+		h.copied()
+	}
 	for i, k := range keys {
 		if _, ok := h.byKey[k]; !ok {
 			return i
@@ -43,6 +79,10 @@ func (h *host) match(keys []Key) int {
 // touch makes chunks the last to go, the first of them last of all: without its
 // beginning the rest of a prefix is of no use.
 func (h *host) touch(keys []Key) {
+	if h.of != nil {
+		h.later = append(h.later, deferred{keys: keys})
+		return
+	}
 	for _, k := range slices.Backward(keys) {
 		if i, ok := h.byKey[k]; ok && h.entries[0].prev != i {
 			h.unlink(i)
@@ -65,8 +105,12 @@ func (h *host) append(i int32) {
 
 // store keeps the chunks of one prompt and appends to changes those that are new
 // and those that had to go for them. A prompt larger than the tier keeps its
-// beginning.
+// beginning. One that looks ahead appends nothing.
 func (h *host) store(keys []Key, changes []HostChange) []HostChange {
+	if h.of != nil {
+		h.later, h.stored = append(h.later, deferred{keys: keys, store: true}), true
+		return changes
+	}
 	keys = keys[:min(len(keys), h.chunks)]
 	h.touch(keys)
 	for _, k := range keys {
@@ -96,6 +140,9 @@ func (h *host) store(keys []Key, changes []HostChange) []HostChange {
 
 // keys lists what is stored, the next to go first.
 func (h *host) keys() []Key {
+	if h.of != nil {
+		h.copied()
+	}
 	all := make([]Key, 0, len(h.byKey))
 	for i := h.entries[0].next; i != 0; i = h.entries[i].next {
 		all = append(all, h.entries[i].key)
@@ -107,27 +154,41 @@ func (h *host) keys() []Key {
 // can read what another has. It belongs to the goroutine of those engines.
 type Shared struct {
 	holders map[Key]int // bounded by the tiers
+	// under is what a look ahead began with: its holders are more or less than
+	// those. Nil elsewhere.
+	under *Shared
 }
 
 // NewShared is for engines to come; Options takes it.
 func NewShared() *Shared { return &Shared{holders: make(map[Key]int)} }
 
 // Holds reports whether any engine's host tier has a chunk.
-func (s *Shared) Holds(k Key) bool { return s != nil && s.holders[k] > 0 }
-
-func (s *Shared) gain(k Key) {
-	if s != nil {
-		s.holders[k]++
+func (s *Shared) Holds(k Key) bool {
+	n := 0
+	for ; s != nil; s = s.under {
+		n += s.holders[k]
 	}
+	return n > 0
 }
 
-func (s *Shared) lose(k Key) {
+func (s *Shared) gain(k Key) { s.add(k, 1) }
+func (s *Shared) lose(k Key) { s.add(k, -1) }
+
+func (s *Shared) add(k Key, n int) {
 	if s == nil {
 		return
 	}
-	if s.holders[k]--; s.holders[k] == 0 {
+	if s.holders[k] += n; s.holders[k] == 0 {
 		delete(s.holders, k)
 	}
+}
+
+// ahead may change while s does not.
+func (s *Shared) ahead() *Shared {
+	if s == nil {
+		return nil
+	}
+	return &Shared{holders: make(map[Key]int), under: s}
 }
 
 // Drop forgets what one engine held that is gone, as its HostKeys last told.

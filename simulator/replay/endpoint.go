@@ -108,7 +108,7 @@ func (e *endpoint) settle(now time.Duration) {
 // if nothing came after it; never where the engine cannot hold it.
 func (e *endpoint) forecast(now time.Duration, r simulator.Request) time.Duration {
 	e.settle(now)
-	sim := e.sim.Clone()
+	sim := e.sim.Ahead()
 	if sim.Add(r) != nil {
 		return never
 	}
