@@ -91,6 +91,10 @@ func DefaultConfig() Config {
 // Validate joins all faults, each beginning with its path below path.
 func (c Config) Validate(path string) error {
 	faults := []error{c.Keys.Validate(path + ".keys")}
+	if c.Keys.ChunkSize == 0 {
+		// Groups take what they leave out from here; here there is nothing to take.
+		faults = append(faults, fmt.Errorf("%s.keys.chunk_size: is 0; write LMCache's chunk_size, such as %d, or leave it out", path, DefaultKeyGroup().ChunkSize))
+	}
 	if c.Hashing != HashingAuto && c.Hashing != HashingFixed {
 		faults = append(faults, fmt.Errorf("%s.hashing: is %q; write %s or %s", path, c.Hashing, HashingAuto, HashingFixed))
 	}

@@ -108,6 +108,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 			s.close()
 		}
 	}()
+	for _, warning := range cfg.warnings() {
+		log.Warn("the configuration is probably not what is meant", "warning", warning)
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// An LMCache worker that finds no controller when it starts never reports
@@ -350,7 +353,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 		select {
 		case <-s.watcher.Synced():
 			s.server.SetReady(true)
-			s.log.Info("ready", "endpoints", len(s.picker.Endpoints()))
+			s.logOpen()
 		case <-beside.Done():
 		}
 		return nil
@@ -366,6 +369,22 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	err := group.Wait()
 	s.log.Info("stopped")
 	return err
+}
+
+// logOpen says that requests are taken from now on, and how many endpoints a
+// probe has failed on by now.
+func (s *service) logOpen() {
+	endpoints, down := s.picker.Endpoints(), 0
+	for _, e := range endpoints {
+		if !e.Ready {
+			down++
+		}
+	}
+	if down == len(endpoints) {
+		s.log.Warn("open for requests, but no endpoint is ready; they are refused until one is", "endpoints", len(endpoints))
+		return
+	}
+	s.log.Info("open for requests", "endpoints", len(endpoints), "not_ready", down)
 }
 
 func (s *service) bound() bound {

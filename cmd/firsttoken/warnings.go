@@ -1,0 +1,45 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// warnings are what a good configuration is probably not meant to say, each
+// with the key, the value and what to do. The service starts all the same.
+func (c config) warnings() []string {
+	var list []string
+	warn := func(key, format string, args ...any) {
+		list = append(list, key+": "+fmt.Sprintf(format, args...))
+	}
+	for i, m := range c.Prompt.Models {
+		// No fault: a configuration may be checked on another machine.
+		if m.Tokenizer != "" && !onHub(m.Tokenizer) && !holdsTokenizer(m.Tokenizer) {
+			warn(fmt.Sprintf("prompt.models[%d].tokenizer", i), "there is no tokenizer.json in %s on this machine; without it the engines are asked for the tokens of %s, or their number is guessed", m.Tokenizer, m.Name)
+		}
+	}
+	if t := c.LMCache.Coordinator.InstanceTimeout; c.LMCache.Coordinator.Listen != "" && t < 2*serverHeartbeat {
+		warn("lmcache.coordinator.instance_timeout", "is %s, but lmcache servers send a heartbeat every %s: one that is late takes a healthy server's cache off the books; write 15s or more", t, serverHeartbeat)
+	}
+	if ask := c.LMCache.Ask; (ask.Coordinator != "" || ask.Controller != "") && ask.Deadline > c.Server.DecisionDeadline {
+		warn("lmcache.ask.deadline", "is %s, but server.decision_deadline ends every question after %s; write less here, or more there", ask.Deadline, c.Server.DecisionDeadline)
+	}
+	return list
+}
+
+// serverHeartbeat is how often an lmcache server tells its coordinator that it
+// lives.
+const serverHeartbeat = 5 * time.Second
+
+// holdsTokenizer reports whether a folder has any of the files that a tokenizer
+// is read from.
+func holdsTokenizer(folder string) bool {
+	for _, name := range []string{"tokenizer.json", "tokenizer.json.gz", "tekken.json"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
