@@ -79,7 +79,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 		p.FillChain()
 		st.metrics.stage(stageEncode, time.Since(received))
 	}
-	st.model = p.Model
+	st.model, p.Received = p.Model, st.began
 	done := st.askSources(ctx, p)
 	defer done()
 	if gone := st.conn.Context().Err(); gone != nil {
@@ -100,7 +100,9 @@ func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
 	d, err := st.picker.Pick(newID(), p)
 	if errors.Is(err, scoring.ErrModelRequired) && st.unread {
 		// The model is not missing from the request, only unknown to us.
-		d, err = st.picker.Pick(newID(), unsized())
+		p = unsized()
+		p.Received = st.began
+		d, err = st.picker.Pick(newID(), p)
 	}
 	if err != nil {
 		return nil, err

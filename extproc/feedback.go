@@ -1,6 +1,10 @@
 package extproc
 
-import "github.com/firsttoken/firsttoken/scoring"
+import (
+	"time"
+
+	"github.com/firsttoken/firsttoken/scoring"
+)
 
 // What Envoy tells of a request comes by its stream and by the access log, in
 // any order and often twice. All of it passes through these three, which act
@@ -27,14 +31,17 @@ func (s *Server) suspect(address string) {
 	}
 }
 
-// firstToken takes in the first chunk of a good answer's body.
-func (s *Server) firstToken(r *scoring.Reservation) {
+// firstToken takes in the first chunk of a good answer's body, which came now.
+func (s *Server) firstToken(r *scoring.Reservation, now time.Time) {
 	d := r.Decision() // with its token ids, which it keeps no longer than this
 	ttft, first := r.FirstToken()
 	if !first {
 		return
 	}
-	s.metrics.ttft.Observe(ttft.Seconds())
+	s.metrics.firstToken(d, now, ttft)
+	if estimate, known := r.Estimate(); known {
+		s.metrics.estimated(d, estimate, ttft)
+	}
 	if s.observer != nil {
 		s.observer.FirstToken(d, ttft)
 	}

@@ -16,6 +16,8 @@ import (
 type Metrics struct {
 	ttft        prometheus.Histogram
 	estimate    prometheus.Histogram
+	errorShare  *prometheus.HistogramVec
+	errorTime   *prometheus.HistogramVec
 	stages      *prometheus.HistogramVec
 	decisions   *prometheus.CounterVec
 	tokens      prometheus.Counter
@@ -75,6 +77,13 @@ func causeOf(err error) string {
 // minutes, each about half again the one before.
 var ttftBuckets = prometheus.ExponentialBucketsRange(0.01, 300, 25)
 
+// errorBuckets show on which side of a quarter the median lies, and how far off
+// the worst are.
+var errorBuckets = []float64{0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10}
+
+// errorSeconds reach from a hundredth of a step to minutes.
+var errorSeconds = prometheus.ExponentialBucketsRange(0.0001, 100, 19)
+
 // stageBuckets reach from microseconds to the decision deadline and beyond.
 var stageBuckets = prometheus.ExponentialBucketsRange(10e-6, 1, 16)
 
@@ -89,12 +98,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		ttft: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "firsttoken_ttft_seconds", Buckets: ttftBuckets,
-			Help: "Time from decision to first token, measured on streamed answers.",
+			Help: "Time from the first part of a request to its first token, measured on streamed answers.",
 		}),
 		estimate: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "firsttoken_ttft_estimated_seconds", Buckets: ttftBuckets,
 			Help: "Time to first token that was estimated for the chosen endpoint.",
 		}),
+		errorShare: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "firsttoken_ttft_estimate_error_ratio", Buckets: errorBuckets,
+			Help: "Difference between the estimated time to first token and the measured one, as a share of the measured one, by the model of the engine.",
+		}, []string{"model"}),
+		errorTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "firsttoken_ttft_estimate_error_seconds", Buckets: errorSeconds,
+			Help: "Difference between the estimated time to first token and the measured one, by the model of the engine.",
+		}, []string{"model"}),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "firsttoken_decision_stage_seconds", Buckets: stageBuckets,
 			Help: "Time of each stage of a decision: receive, encode, ask, pick.",
@@ -115,7 +132,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
-	reg.MustRegister(m.ttft, m.estimate, m.stages, m.decisions, m.tokens, m.cached,
+	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
 		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams)
 	return m
 }
@@ -131,4 +148,30 @@ func (m *Metrics) decision(d *scoring.Decision) {
 	m.tokens.Add(float64(d.Prompt.Length()))
 	m.cached.Add(float64(d.Candidates[0].Cached))
 	m.estimate.Observe(d.Estimate().Seconds())
+}
+
+// firstToken takes in that a request had its first token so long after the
+// answer that let it go.
+func (m *Metrics) firstToken(d *scoring.Decision, now time.Time, sinceSent time.Duration) {
+	total := sinceSent
+	if received := d.Prompt.Received; !received.IsZero() {
+		total = now.Sub(received)
+	}
+	m.ttft.Observe(total.Seconds())
+}
+
+// estimated compares what the choice expected of its endpoint with what came.
+// The label is the engine's own name of its model, of which there are few; what
+// clients write is not.
+func (m *Metrics) estimated(d *scoring.Decision, estimate, sinceSent time.Duration) {
+	if sinceSent <= 0 {
+		return
+	}
+	model := ""
+	if e := d.Endpoint(); len(e.Models) > 0 {
+		model = e.Models[0]
+	}
+	off := (estimate - sinceSent).Abs().Seconds()
+	m.errorTime.WithLabelValues(model).Observe(off)
+	m.errorShare.WithLabelValues(model).Observe(off / sinceSent.Seconds())
 }

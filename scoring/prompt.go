@@ -1,5 +1,7 @@
 package scoring
 
+import "time"
+
 // Tokens counts tokens.
 type Tokens int
 
@@ -27,6 +29,9 @@ type Prompt struct {
 	// BlockTokens is the size of the blocks of the sequences' Chain; 0: there is
 	// none. FillChain sets both.
 	BlockTokens Tokens
+	// Received is when the first part of the request came; zero: not known. The
+	// choice does not depend on it.
+	Received time.Time
 }
 
 // Sequence is one prompt of a request.

@@ -44,6 +44,7 @@ var arrows = []arrow{
 	{"routed", []string{"scoring", "counters"}, "a source of cache truth; it remembers decisions, and what engines count bounds and corrects it"},
 	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},
 	{"counters", []string{"scoring"}, "what engines count of themselves; how they are called is handed to it"},
+	{"state", []string{"scoring"}, "what was learnt, in a file; who learns and who uses it is wired elsewhere"},
 	{"hub", nil, "files of a model, whoever wants them"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},

@@ -27,6 +27,7 @@ import (
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
+	"github.com/firsttoken/firsttoken/state"
 )
 
 // config is the service's whole configuration: one section for each part, as
@@ -60,6 +61,8 @@ type config struct {
 	Memory routed.Config `yaml:"memory"`
 	// XDS tells running Envoys which engines there are, as endpoints come and go.
 	XDS xds.Config `yaml:"xds"`
+	// State sets where what was learnt of the engines' speed outlives a restart.
+	State state.Config `yaml:"state"`
 }
 
 func defaultConfig() config {
@@ -75,6 +78,7 @@ func defaultConfig() config {
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
 		XDS:       xds.DefaultConfig(),
+		State:     state.DefaultConfig(),
 	}
 }
 
@@ -136,6 +140,7 @@ func (c config) validate() error {
 		c.KVEvents.Validate("kv_events"),
 		c.Memory.Validate("memory"),
 		c.validateXDS(),
+		c.State.Validate("state"),
 	}
 	for i, e := range c.Endpoints {
 		if _, ok := c.LMCache.Groups[e.LMCache.Group]; !ok && e.LMCache.Group != "" {
@@ -204,6 +209,7 @@ type configFlags struct {
 	listen, adminListen, policy string
 	backends, lmcacheInstances  []string
 	model, tokenizer            string
+	stateDir                    string
 
 	lmcache                                     bool
 	lmcachePull, lmcacheReply, lmcacheHeartbeat string
@@ -217,6 +223,7 @@ func (f *configFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.listen, "listen", d.Server.Listen, "`address` for Envoy: host:port or unix:/path")
 	flags.StringVar(&f.adminListen, "admin-listen", d.Admin.Listen, "`address` of /metrics, /status and /decisions")
 	flags.StringVar(&f.policy, "policy", d.Scoring.Policy, "how to choose: "+strings.Join(scoring.PolicyIDs(), " or "))
+	flags.StringVar(&f.stateDir, "state-dir", d.State.Directory, "`folder` in which the learnt speed of the engines outlives a restart; by default systemd's StateDirectory=, else none")
 	flags.StringSliceVar(&f.backends, "backends", nil, "engines: host:port, http://host:port or https://host:port, with commas between (in place of endpoints in the file)")
 	flags.StringSliceVar(&f.lmcacheInstances, "lmcache-instances", nil, "LMCache instance `ids` of the backends, as many and in the same order")
 	flags.BoolVar(&f.lmcache, "lmcache", d.LMCache.Enabled, "host the controller that LMCache in the engines reports to")
@@ -267,6 +274,7 @@ func (f *configFlags) apply(flags *pflag.FlagSet, cfg *config) []error {
 		"listen":       func() { cfg.Server.Listen = f.listen },
 		"admin-listen": func() { cfg.Admin.Listen = f.adminListen },
 		"policy":       func() { cfg.Scoring.Policy = f.policy },
+		"state-dir":    func() { cfg.State.Directory = f.stateDir },
 
 		"lmcache":           func() { cfg.LMCache.Enabled = f.lmcache },
 		"lmcache-pull":      func() { cfg.LMCache.Controller.Pull = f.lmcachePull },
@@ -343,6 +351,7 @@ func (c *config) resolvePaths(dir string) {
 		}
 	}
 	resolve(&c.Discovery.TLS.CAFile)
+	resolve(&c.State.Directory)
 	for i := range c.Prompt.Models {
 		// What may be a model's id on a hub is left alone, unless it is a folder.
 		if m := &c.Prompt.Models[i]; !hub.IsID(m.Tokenizer) || isFolder(filepath.Join(dir, m.Tokenizer)) {
@@ -399,6 +408,9 @@ func (c config) summary() string {
 	}
 	for _, m := range c.Prompt.Models {
 		fmt.Fprintf(&b, "model %s, %s\n", m.Name, tokenizerSummary(m))
+	}
+	if folder := c.State.Folder(); folder != "" {
+		fmt.Fprintf(&b, "learnt speeds are kept in %s\n", folder)
 	}
 	return b.String()
 }
