@@ -25,6 +25,8 @@ var (
 	namesExtAsked = []string{"vllm:external_prefix_cache_queries_total", "vllm:external_prefix_cache_queries"}
 	namesExtHits  = []string{"vllm:external_prefix_cache_hits_total", "vllm:external_prefix_cache_hits"}
 	namesPrompt   = []string{"vllm:prompt_tokens_total", "vllm:prompt_tokens"}
+	namesAnswers  = []string{"vllm:request_generation_tokens_count"}
+	namesAnswered = []string{"vllm:request_generation_tokens_sum"}
 	namesBySource = []string{"vllm:prompt_tokens_cached_by_source_total", "vllm:prompt_tokens_cached_by_source"}
 	namesRunning  = []string{"vllm:num_requests_running"}
 	namesWaiting  = []string{"vllm:num_requests_waiting"}
@@ -37,7 +39,7 @@ var (
 var wanted = func() map[string]bool {
 	names := make(map[string]bool)
 	for _, list := range [][]string{
-		namesQueries, namesHits, namesExtAsked, namesExtHits, namesPrompt, namesBySource,
+		namesQueries, namesHits, namesExtAsked, namesExtHits, namesPrompt, namesBySource, namesAnswers, namesAnswered,
 		namesRunning, namesWaiting, namesUsage, namesInfo, namesStart, namesWeb,
 	} {
 		for _, name := range list {
@@ -60,6 +62,8 @@ func parse(body []byte, at time.Time) (Reading, error) {
 		At:            at,
 		ExternalHits:  f.count(namesExtHits),
 		PromptTokens:  f.count(namesPrompt),
+		Answers:       f.count(namesAnswers),
+		AnswerTokens:  f.count(namesAnswered),
 		Running:       int(min(f.count(namesRunning), math.MaxInt32)),
 		Waiting:       int(min(f.count(namesWaiting), math.MaxInt32)),
 		PrefixQueries: f.count(namesQueries),

@@ -21,6 +21,7 @@ var captured = Reading{
 	At: noon, Started: time.UnixMicro(1_795_207_417_160_000),
 	CapacityTokens: 9600, Ranks: 1, BlockSize: 32, PrefixCaching: SwitchOn, HashAlgorithm: "sha256",
 	Counted: true, PrefixQueries: 24328, PrefixHits: 6304, ExternalQueries: 18026, ExternalHits: 1024, PromptTokens: 24330,
+	Answers: 32, AnswerTokens: 813,
 	CachedBySource: map[string]uint64{"device": 6304, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 1024},
 	CacheResets:    4,
 }

@@ -43,6 +43,10 @@ type Reading struct {
 	ExternalHits    uint64 `json:"external_hits"`
 	// PromptTokens are those of all prompts that were computed.
 	PromptTokens uint64 `json:"prompt_tokens"`
+	// Answers are those that came to their end, AnswerTokens what was generated
+	// for them.
+	Answers      uint64 `json:"answers"`
+	AnswerTokens uint64 `json:"answer_tokens"`
 	// CachedBySource are the prompt tokens found, by where: device, host, p2p,
 	// disk, external_unspecified. Nil: not told.
 	CachedBySource map[string]uint64 `json:"cached_by_source,omitempty"`
