@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,12 +22,9 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	extprocconfigv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/firsttoken/firsttoken/engine"
 	"github.com/firsttoken/firsttoken/envoy"
@@ -153,25 +149,9 @@ func (p *proxy) forward(body []byte) *exchange {
 
 // end tells that the client has the whole answer.
 func (p *proxy) end(x *exchange) {
-	host, port, _ := net.SplitHostPort(x.address)
-	number, _ := strconv.ParseUint(port, 10, 16)
-	entry := &datav3.HTTPAccessLogEntry{
-		CommonProperties: &datav3.AccessLogCommon{
-			UpstreamRemoteAddress: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-				Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(number)},
-			}}},
-			AccessLogType: datav3.AccessLogType_DownstreamEnd,
-			Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
-				envoy.Metadata: {Fields: map[string]*structpb.Value{envoy.KeyID: structpb.NewStringValue(x.id)}},
-			}},
-		},
-		Response: &datav3.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(http.StatusOK)},
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.records.Send(&accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
-		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*datav3.HTTPAccessLogEntry{entry}},
-	}})
+	err := p.records.Send(record(x.id, x.address))
 	if err != nil {
 		p.t.Error(err)
 	}
