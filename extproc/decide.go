@@ -47,7 +47,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		st.release(scoring.OutcomeCancelled)
 		return err
 	}
-	if st.booking != nil {
+	if st.booking != nil && !st.held {
 		st.booking.Sent()
 	}
 	return nil

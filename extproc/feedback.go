@@ -31,14 +31,18 @@ func (s *Server) suspect(address string) {
 	}
 }
 
-// firstToken takes in the first chunk of a good answer's body, which came now.
-func (s *Server) firstToken(r *scoring.Reservation, now time.Time) {
+// firstToken takes in the first chunk of a good answer's body.
+func (s *Server) firstToken(r *scoring.Reservation) {
 	d := r.Decision() // with its token ids, which it keeps no longer than this
 	ttft, first := r.FirstToken()
 	if !first {
 		return
 	}
-	s.metrics.firstToken(d, now, ttft)
+	total := ttft
+	if received := d.Prompt.Received; !received.IsZero() {
+		total = time.Since(received)
+	}
+	s.metrics.ttft.Observe(total.Seconds())
 	if estimate, known := r.Estimate(); known {
 		s.metrics.estimated(d, estimate, ttft)
 	}

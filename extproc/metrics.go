@@ -150,16 +150,6 @@ func (m *Metrics) decision(d *scoring.Decision) {
 	m.estimate.Observe(d.Estimate().Seconds())
 }
 
-// firstToken takes in that a request had its first token so long after the
-// answer that let it go.
-func (m *Metrics) firstToken(d *scoring.Decision, now time.Time, sinceSent time.Duration) {
-	total := sinceSent
-	if received := d.Prompt.Received; !received.IsZero() {
-		total = now.Sub(received)
-	}
-	m.ttft.Observe(total.Seconds())
-}
-
 // estimated compares what the choice expected of its endpoint with what came.
 // The label is the engine's own name of its model, of which there are few; what
 // clients write is not.

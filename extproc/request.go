@@ -90,10 +90,15 @@ func (st *stream) letGo(whole, end bool) error {
 	}
 	body := st.body
 	st.body = nil
-	if len(body) == 0 && !end {
-		return nil
+	if len(body) > 0 || end {
+		if err := st.sendChunks(requestBody, body, end); err != nil {
+			return err
+		}
 	}
-	return st.sendChunks(requestBody, body, end)
+	if st.booking != nil {
+		st.booking.Sent() // An engine begins when it has all of it.
+	}
+	return nil
 }
 
 func (st *stream) requestTrailers() error {

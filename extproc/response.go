@@ -88,7 +88,7 @@ func (st *stream) firstChunk(msg *extprocv3.ProcessingRequest, chunk []byte) {
 	case st.dialect.response == bodyBuffered || st.dialect.response == bodyPartial:
 		// It came with the last token; its time says nothing of the first.
 	default:
-		st.firstToken(st.booking, now)
+		st.firstToken(st.booking)
 	}
 }
 

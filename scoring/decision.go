@@ -114,6 +114,8 @@ type Decision struct {
 	Policy string
 	Reason Reason
 	Prompt *Prompt
+	// Pool is what held for all candidates.
+	Pool Pool
 	// shared is leadingShared of the prompt.
 	shared []Tokens
 	// Candidates are all endpoints weighed, best first by the policy. The

@@ -341,7 +341,8 @@ func (l *ledger) rankLocked(d *Decision, policy Policy) {
 	candidates := d.Candidates
 	pool := candidates[0].account.pool
 	fit := &pool.fit
-	policy.Rank(d.Prompt, Pool{Kappa: pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}, candidates)
+	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}
+	policy.Rank(d.Prompt, d.Pool, candidates)
 	for front := range min(len(candidates), 1+alternates) {
 		best, ties := front, 1
 		for i := front + 1; i < len(candidates); i++ {

@@ -1,6 +1,9 @@
 package scoring
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Engine is what an engine says of itself.
 type Engine struct {
@@ -9,6 +12,9 @@ type Engine struct {
 	// CapacityTokens is how many tokens its KV memory holds, over all of its
 	// ranks; 0: not known.
 	CapacityTokens Tokens
+	// Answers are those that it brought to their end since it was started, and
+	// AnswerTokens what it generated for them; 0: not told.
+	Answers, AnswerTokens uint64
 	// Running and Waiting are the requests that it works on and that wait to be
 	// let in, Usage the share of its KV memory in use, 0 to 1.
 	Running, Waiting int
@@ -46,6 +52,12 @@ func (k *kind) ended(after time.Duration) {
 		return
 	}
 	k.held += answerMemory * (seconds - k.held)
+}
+
+// generated takes in that so many answers had so many tokens together.
+func (k *kind) generated(answers, tokens uint64) {
+	weight := 1 - math.Pow(1-answerMemory, float64(answers))
+	k.output += weight * (float64(tokens)/float64(answers) - k.output)
 }
 
 // DecodingSource says where the number of requests past their first token comes
@@ -108,6 +120,9 @@ func (l *ledger) setEngine(id EndpointID, e Engine) {
 		return
 	}
 	known := a.engine.CapacityTokens > 0
+	if before := a.engine; before.Answers > 0 && e.Answers > before.Answers && e.AnswerTokens >= before.AnswerTokens {
+		a.kind.generated(e.Answers-before.Answers, e.AnswerTokens-before.AnswerTokens)
+	}
 	a.engine = e
 	// Of what waits there, what was sent since is not counted by the engine, and
 	// of the rest it has let in all but the newest.

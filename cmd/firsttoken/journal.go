@@ -146,6 +146,10 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 		TokenSource:  string(d.Prompt.Source),
 		Candidates:   make([]*firsttokenv1.Candidate, len(d.Candidates)),
 	}
+	if !d.Prompt.Received.IsZero() {
+		r.DecisionSeconds = d.Time.Sub(d.Prompt.Received).Seconds()
+	}
+	r.Kappa, r.SecondsPerToken, r.SecondsPerStep = d.Pool.Kappa, d.Pool.SecondsPerToken, d.Pool.SecondsPerStep
 	for i := range d.Candidates {
 		c := &d.Candidates[i]
 		r.Candidates[i] = &firsttokenv1.Candidate{
@@ -153,7 +157,9 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 			Address:          c.Endpoint.Address,
 			Work:             float64(c.Area),
 			QueuedWork:       float64(c.QueuedArea),
+			UncachedTokens:   count32(c.Uncached),
 			OptimisticTokens: count32(c.Optimistic),
+			HeldTokens:       count32(c.HeldTokens),
 			WorkSeconds:      c.Work,
 			BacklogSeconds:   c.Backlog,
 			KvWaitSeconds:    c.KVWait,

@@ -56,7 +56,8 @@ type Decision struct {
 	ServedAddress *string `protobuf:"bytes,10,opt,name=served_address,json=servedAddress,proto3,oneof" json:"served_address,omitempty"`
 	// The name of that endpoint; absent where the address is none of ours.
 	ServedEndpoint *string `protobuf:"bytes,11,opt,name=served_endpoint,json=servedEndpoint,proto3,oneof" json:"served_endpoint,omitempty"`
-	// Seconds from the decision to the first token, where one was seen.
+	// Seconds from the moment the choice was sent to the first token, where one was
+	// seen: what estimate_seconds predicts. The client waited decision_seconds more.
 	TtftSeconds *float64 `protobuf:"fixed64,12,opt,name=ttft_seconds,json=ttftSeconds,proto3,oneof" json:"ttft_seconds,omitempty"`
 	// How the request ended: complete, error, cancelled or expired. Absent while
 	// it runs.
@@ -71,9 +72,19 @@ type Decision struct {
 	// /decisions?blocks=true, and only where the token ids were known.
 	PrefixBlocks []uint64 `protobuf:"fixed64,15,rep,packed,name=prefix_blocks,json=prefixBlocks,proto3" json:"prefix_blocks,omitempty"`
 	// The number of tokens in each of prefix_blocks; 0 where there are none.
-	BlockTokens   uint32 `protobuf:"varint,16,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	BlockTokens uint32 `protobuf:"varint,16,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
+	// Seconds from the first part of the request to the choice: receiving its body,
+	// making tokens of it, asking what is cached.
+	DecisionSeconds float64 `protobuf:"fixed64,17,opt,name=decision_seconds,json=decisionSeconds,proto3" json:"decision_seconds,omitempty"`
+	// How many seconds each second of own work was taken to cost the requests
+	// behind it.
+	Kappa float64 `protobuf:"fixed64,18,opt,name=kappa,proto3" json:"kappa,omitempty"`
+	// The learnt time of one token of prefill, attention aside, that was used.
+	SecondsPerToken float64 `protobuf:"fixed64,19,opt,name=seconds_per_token,json=secondsPerToken,proto3" json:"seconds_per_token,omitempty"`
+	// The learnt time of each step of the engine besides that was used.
+	SecondsPerStep float64 `protobuf:"fixed64,20,opt,name=seconds_per_step,json=secondsPerStep,proto3" json:"seconds_per_step,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Decision) Reset() {
@@ -218,6 +229,34 @@ func (x *Decision) GetBlockTokens() uint32 {
 	return 0
 }
 
+func (x *Decision) GetDecisionSeconds() float64 {
+	if x != nil {
+		return x.DecisionSeconds
+	}
+	return 0
+}
+
+func (x *Decision) GetKappa() float64 {
+	if x != nil {
+		return x.Kappa
+	}
+	return 0
+}
+
+func (x *Decision) GetSecondsPerToken() float64 {
+	if x != nil {
+		return x.SecondsPerToken
+	}
+	return 0
+}
+
+func (x *Decision) GetSecondsPerStep() float64 {
+	if x != nil {
+		return x.SecondsPerStep
+	}
+	return 0
+}
+
 // Candidate is one endpoint as it was weighed for one request.
 type Candidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -257,7 +296,11 @@ type Candidate struct {
 	// How long loading from slower tiers and other engines takes, in seconds.
 	LoadSeconds float64 `protobuf:"fixed64,15,opt,name=load_seconds,json=loadSeconds,proto3" json:"load_seconds,omitempty"`
 	// What the policy compared: the least won.
-	Cost          float64 `protobuf:"fixed64,16,opt,name=cost,proto3" json:"cost,omitempty"`
+	Cost float64 `protobuf:"fixed64,16,opt,name=cost,proto3" json:"cost,omitempty"`
+	// Prompt tokens that the engine would compute, given cached_tokens.
+	UncachedTokens uint32 `protobuf:"varint,17,opt,name=uncached_tokens,json=uncachedTokens,proto3" json:"uncached_tokens,omitempty"`
+	// KV memory in use there by the requests in flight, in tokens.
+	HeldTokens    uint32 `protobuf:"varint,18,opt,name=held_tokens,json=heldTokens,proto3" json:"held_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,6 +447,20 @@ func (x *Candidate) GetCost() float64 {
 	return 0
 }
 
+func (x *Candidate) GetUncachedTokens() uint32 {
+	if x != nil {
+		return x.UncachedTokens
+	}
+	return 0
+}
+
+func (x *Candidate) GetHeldTokens() uint32 {
+	if x != nil {
+		return x.HeldTokens
+	}
+	return 0
+}
+
 // Claim is what one source of cache truth said of one endpoint for one request.
 type Claim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -472,7 +529,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x05\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x06\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -494,12 +551,16 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\aoutcome\x18\r \x01(\tH\x03R\aoutcome\x88\x01\x01\x120\n" +
 	"\x05ended\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12#\n" +
 	"\rprefix_blocks\x18\x0f \x03(\x06R\fprefixBlocks\x12!\n" +
-	"\fblock_tokens\x18\x10 \x01(\rR\vblockTokensB\x11\n" +
+	"\fblock_tokens\x18\x10 \x01(\rR\vblockTokens\x12)\n" +
+	"\x10decision_seconds\x18\x11 \x01(\x01R\x0fdecisionSeconds\x12\x14\n" +
+	"\x05kappa\x18\x12 \x01(\x01R\x05kappa\x12*\n" +
+	"\x11seconds_per_token\x18\x13 \x01(\x01R\x0fsecondsPerToken\x12(\n" +
+	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStepB\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
-	"\b_outcome\"\xb1\x04\n" +
+	"\b_outcome\"\xfb\x04\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
@@ -518,7 +579,10 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x0fkv_wait_seconds\x18\r \x01(\x01R\rkvWaitSeconds\x12+\n" +
 	"\x11optimistic_tokens\x18\x0e \x01(\rR\x10optimisticTokens\x12!\n" +
 	"\fload_seconds\x18\x0f \x01(\x01R\vloadSeconds\x12\x12\n" +
-	"\x04cost\x18\x10 \x01(\x01R\x04costB\x10\n" +
+	"\x04cost\x18\x10 \x01(\x01R\x04cost\x12'\n" +
+	"\x0funcached_tokens\x18\x11 \x01(\rR\x0euncachedTokens\x12\x1f\n" +
+	"\vheld_tokens\x18\x12 \x01(\rR\n" +
+	"heldTokensB\x10\n" +
 	"\x0e_cached_tokens\"X\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12#\n" +
