@@ -90,7 +90,7 @@ func (o *router) publish(endpoints []*endpoint) {
 			if !e.up {
 				continue
 			}
-			p.SetEngine(e.id, scoring.Engine{At: epoch.Add(o.run.now), CapacityTokens: scoring.Tokens(e.setup.Profile.KVTokens)})
+			p.SetEngine(e.id, scoring.Engine{CapacityTokens: scoring.Tokens(e.setup.Profile.KVTokens)})
 			if o.memories != nil {
 				o.memories[i].Observe(e.id, counters.Reading{
 					CapacityTokens: scoring.Tokens(e.setup.Profile.KVTokens), HostTokens: scoring.Tokens(e.setup.Profile.HostTokens),

@@ -156,7 +156,7 @@ func (v *view) match(h *heard, chain []uint64) scoring.Match {
 	add := func(blocks int, location string, seconds float64) {
 		if end := scoring.Tokens(blocks * v.blockTokens); end > m.Cached {
 			m.Cached = end
-			m.Spans = append(m.Spans, scoring.Span{End: end, Location: location, SecondsPerToken: seconds})
+			m.Spans = append(m.Spans, scoring.Span{End: end, Location: location, SecondsPerToken: seconds, Remote: location == locationRemote})
 		}
 	}
 	add(hbm, locationHBM, 0)
