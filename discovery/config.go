@@ -32,6 +32,9 @@ type Config struct {
 	ModelsInterval time.Duration `yaml:"models_interval"`
 	// ResolveInterval is the time after which a host name is resolved anew.
 	ResolveInterval time.Duration `yaml:"resolve_interval"`
+	// DNSServer is the host:port of the DNS server that is asked for names; empty:
+	// those of the system.
+	DNSServer string `yaml:"dns_server"`
 	// TLS says how https endpoints are verified: in our own calls, and by Envoy
 	// in the config that "firsttoken envoy bootstrap" prints.
 	TLS TLSConfig `yaml:"tls"`
@@ -51,7 +54,9 @@ type TLSConfig struct {
 type Entry struct {
 	// Name labels logs and metrics; empty: host:port of the address.
 	Name string `yaml:"name"`
-	// Address is where the engine listens: host:port, http://host:port or https://host:port.
+	// Address is where the engine listens: host:port, http://host:port or
+	// https://host:port; or http+srv://name or https+srv://name, where each SRV
+	// record of the name is an engine, whatever its priority and weight.
 	Address string `yaml:"address"`
 	// Models are the names that the engine serves, its own first, then
 	// aliases; empty: the engine is asked (/v1/models).
@@ -122,6 +127,11 @@ func (c Config) Validate(path string) error {
 	}
 	if c.ProbeFailures < 1 {
 		faults = append(faults, fmt.Errorf("%s.probe_failures: is %d; write a number of at least 1", path, c.ProbeFailures))
+	}
+	if c.DNSServer != "" {
+		if _, err := netip.ParseAddrPort(c.DNSServer); err != nil {
+			faults = append(faults, fmt.Errorf("%s.dns_server: %q is no ip:port; write such as 10.0.0.10:53", path, c.DNSServer))
+		}
 	}
 	if c.TLS.CAFile != "" {
 		if _, err := c.TLS.authorities(); err != nil {
@@ -207,10 +217,17 @@ func doubledInstances(path string, entries []Entry) []error {
 type target struct {
 	scheme string // http or https
 	host   string // a name in lower case, or an IP without brackets
-	port   uint16
+	port   uint16 // 0 where srv
+	srv    bool   // host names SRV records, which tell the ports
 }
 
-func (t target) hostPort() string { return net.JoinHostPort(t.host, strconv.Itoa(int(t.port))) }
+// hostPort is how the target is called.
+func (t target) hostPort() string {
+	if t.srv {
+		return t.host
+	}
+	return net.JoinHostPort(t.host, strconv.Itoa(int(t.port)))
+}
 
 // literal is the IP, where the host is one and needs no resolving.
 func (t target) literal() (netip.Addr, bool) {
@@ -232,8 +249,9 @@ func parseAddress(address string) (target, error) {
 	if err != nil || u.Hostname() == "" {
 		return target{}, fmt.Errorf("%q is not an address; %w", address, errAddress)
 	}
+	scheme, srv := strings.CutSuffix(u.Scheme, "+srv")
 	switch {
-	case u.Scheme != "http" && u.Scheme != "https":
+	case scheme != "http" && scheme != "https":
 		return target{}, fmt.Errorf("%q has the scheme %q; %w", address, u.Scheme, errAddress)
 	case u.User != nil:
 		// The address is not repeated: it holds a secret.
@@ -244,6 +262,15 @@ func parseAddress(address string) (target, error) {
 		return target{}, fmt.Errorf("%q has an IPv6 zone, which Envoy cannot dial by ip:port; write an address without zone", address)
 	}
 	port := u.Port()
+	if srv {
+		if port != "" || strings.HasSuffix(u.Host, ":") {
+			return target{}, fmt.Errorf("%q has a port, but SRV records tell it; write %s+srv://name", address, scheme)
+		}
+		if _, err := netip.ParseAddr(u.Hostname()); err == nil {
+			return target{}, fmt.Errorf("%q is an address, but SRV records belong to a name; write %s://ip:port", address, scheme)
+		}
+		return target{scheme: scheme, host: strings.ToLower(u.Hostname()), srv: true}, nil
+	}
 	if port == "" {
 		if !strings.Contains(address, "://") || strings.HasSuffix(u.Host, ":") {
 			return target{}, fmt.Errorf("%q has no port; %w", address, errAddress)
@@ -254,7 +281,7 @@ func parseAddress(address string) (target, error) {
 	if err != nil || n == 0 {
 		return target{}, fmt.Errorf("%q has the port %s; write one between 1 and 65535", address, port)
 	}
-	return target{scheme: u.Scheme, host: strings.ToLower(u.Hostname()), port: uint16(n)}, nil
+	return target{scheme: scheme, host: strings.ToLower(u.Hostname()), port: uint16(n)}, nil
 }
 
 // readable reads a file named in the configuration.

@@ -9,8 +9,8 @@ import (
 // there: its streams go on, and Envoy must be told of it.
 func TestDrainedEndpointIsNotReady(t *testing.T) {
 	r := testRoster(t, Entry{Address: "10.0.0.1:8000", Drain: true}, Entry{Address: "10.0.0.2:8000"})
-	r.resolved(0, addrs("10.0.0.1"))
-	r.resolved(1, addrs("10.0.0.2"))
+	resolveTo(r, 0, addrs("10.0.0.1"))
+	resolveTo(r, 1, addrs("10.0.0.2"))
 	for id := range r.lastID {
 		r.probed(id+1, time.Unix(0, 0), nil, false)
 	}

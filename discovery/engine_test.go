@@ -183,7 +183,7 @@ func FuzzParseModels(f *testing.F) {
 }
 
 func FuzzParseAddress(f *testing.F) {
-	for _, seed := range []string{"engine:8000", "https://[::1]", "http://u@h:1/x?y#z", "[fe80::1%25a]:1"} {
+	for _, seed := range []string{"engine:8000", "https://[::1]", "http://u@h:1/x?y#z", "[fe80::1%25a]:1", "https+srv://_vllm._tcp.engines"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, address string) {
@@ -191,7 +191,11 @@ func FuzzParseAddress(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := parseAddress(got.scheme + "://" + got.hostPort())
+		scheme := got.scheme
+		if got.srv {
+			scheme += "+srv"
+		}
+		again, err := parseAddress(scheme + "://" + got.hostPort())
 		if err != nil || again != got {
 			t.Errorf("%q: %+v, again %+v, %v", address, got, again, err)
 		}

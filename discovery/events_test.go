@@ -44,7 +44,7 @@ func TestEndpointHasItsFeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.resolved(0, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+	resolveTo(r, 0, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
 	if got := r.endpoints()[0].Cache.Events.Endpoint; got != "tcp://*:5557" {
 		t.Errorf("events at %q", got)
 	}

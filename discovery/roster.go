@@ -13,12 +13,37 @@ import (
 // it. It has no clock, socket or lock: its owner serialises the calls.
 type roster struct {
 	failures int // that take an endpoint out; set once
-	entries  []Entry
-	targets  []target // by entry; set once
-	lastID   scoring.EndpointID
+	// entries are in the order of the configuration.
+	entries []*entry
+	lastID  scoring.EndpointID
 	// members are in the order of entries, then of addresses. Bounded by the
 	// entries and by maxAddresses for each.
 	members []*member
+}
+
+// entry is one line of the configuration for as long as its address is there.
+type entry struct {
+	Entry
+	target   target // set once
+	position int    // in the configuration
+	// stop ends the goroutine that resolves its name; nil before it is started.
+	stop func()
+}
+
+// found is one address of an entry.
+type found struct {
+	address netip.AddrPort
+	// host is what an engine there is called, which its certificate must name.
+	host string
+}
+
+// at is t at each of the addresses of its host.
+func (t target) at(ips []netip.Addr) []found {
+	list := make([]found, 0, len(ips))
+	for _, ip := range ips {
+		list = append(list, found{netip.AddrPortFrom(ip.Unmap(), t.port), t.host})
+	}
+	return list
 }
 
 // maxAddresses bounds the endpoints made of one host name. The largest pools
@@ -28,8 +53,9 @@ const maxAddresses = 1024
 // member is one life of one endpoint.
 type member struct {
 	id      scoring.EndpointID // set once
-	entry   int                // index of roster.entries; set once
+	entry   *entry             // set once
 	address netip.AddrPort     // set once
+	target  target             // the entry's, with the name of this engine; set once
 
 	serves served // as the engine said; without names: not known
 	// up is true after the first good probe, failed counts the bad ones since
@@ -44,41 +70,72 @@ type member struct {
 
 // newRoster takes entries that ValidateEntries found good.
 func newRoster(failures int, entries []Entry) (*roster, error) {
-	r := &roster{failures: failures, entries: entries}
-	for _, e := range entries {
-		t, err := parseAddress(e.Address)
-		if err != nil {
-			return nil, err
-		}
-		r.targets = append(r.targets, t)
+	r := &roster{failures: failures}
+	if _, _, err := r.replace(entries); err != nil {
+		return nil, err
 	}
 	return r, nil
+}
+
+// replace takes another list of entries. One whose address stays keeps its
+// members and what is known of them; others come without members, or go with
+// theirs. After an error nothing has changed.
+func (r *roster) replace(entries []Entry) (added, removed []*entry, err error) {
+	kept := make([]*entry, len(entries))
+	for i, e := range entries {
+		t, err := parseAddress(e.Address)
+		if err != nil {
+			return nil, nil, err
+		}
+		kept[i] = &entry{Entry: e, target: t, position: i}
+	}
+	for i, e := range kept {
+		at := slices.IndexFunc(r.entries, func(old *entry) bool { return old.target == e.target && sameLife(old.Entry, e.Entry) })
+		if at < 0 {
+			added = append(added, e)
+			continue
+		}
+		kept[i] = r.entries[at]
+		kept[i].Entry, kept[i].position = e.Entry, i
+	}
+	for _, e := range r.entries {
+		if !slices.Contains(kept, e) {
+			removed = append(removed, e)
+		}
+	}
+	r.entries = kept
+	r.sort()
+	return added, removed, nil
+}
+
+// sameLife reports whether an engine stays the same to those who follow it: its
+// feed and its caches' names are looked at when it is first seen.
+func sameLife(a, b Entry) bool {
+	return a.LMCache == b.LMCache && a.KVEvents == b.KVEvents && (len(a.Models) == 0) == (len(b.Models) == 0)
 }
 
 // resolved tells the addresses of an entry, all of them. Members whose address
 // is gone are removed, new addresses become new members with new ids. An
 // address that another entry holds is skipped: one engine is one endpoint.
-func (r *roster) resolved(entry int, ips []netip.Addr) (added, removed []*member) {
-	wanted := make(map[netip.AddrPort]bool, len(ips))
-	for _, ip := range ips[:min(len(ips), maxAddresses)] {
-		wanted[netip.AddrPortFrom(ip.Unmap(), r.targets[entry].port)] = true
+func (r *roster) resolved(e *entry, all []found) (added, removed []*member) {
+	wanted := make(map[netip.AddrPort]string, len(all))
+	for _, f := range all[:min(len(all), maxAddresses)] {
+		wanted[f.address] = f.host
 	}
 	kept := make([]*member, 0, len(r.members)+len(wanted))
 	for _, m := range r.members {
-		switch {
-		case m.entry != entry:
-			kept = append(kept, m)
-		case wanted[m.address]:
-			kept = append(kept, m)
-		default:
+		_, stays := wanted[m.address]
+		if m.entry == e && !stays {
 			removed = append(removed, m)
+			continue
 		}
-		if m.entry != entry || wanted[m.address] {
-			delete(wanted, m.address)
-		}
+		kept = append(kept, m)
+		delete(wanted, m.address)
 	}
-	for address := range wanted {
-		added = append(added, &member{entry: entry, address: address})
+	for address, host := range wanted {
+		t := e.target
+		t.host, t.port, t.srv = host, address.Port(), false
+		added = append(added, &member{entry: e, address: address, target: t})
 	}
 	slices.SortFunc(added, func(a, b *member) int { return a.address.Compare(b.address) })
 	for _, m := range added {
@@ -86,10 +143,14 @@ func (r *roster) resolved(entry int, ips []netip.Addr) (added, removed []*member
 		m.id = r.lastID
 	}
 	r.members = append(kept, added...)
-	slices.SortFunc(r.members, func(a, b *member) int {
-		return cmp.Or(cmp.Compare(a.entry, b.entry), a.address.Compare(b.address))
-	})
+	r.sort()
 	return added, removed
+}
+
+func (r *roster) sort() {
+	slices.SortFunc(r.members, func(a, b *member) int {
+		return cmp.Or(cmp.Compare(a.entry.position, b.entry.position), a.address.Compare(b.address))
+	})
 }
 
 // probed tells how a probe ended; fault nil: well. suspect says that a request
@@ -135,7 +196,7 @@ func (r *roster) member(id scoring.EndpointID) *member {
 
 // endpoints is the list that follows, in the order of the entries.
 func (r *roster) endpoints() []scoring.Endpoint {
-	siblings := make(map[int]int, len(r.entries))
+	siblings := make(map[*entry]int, len(r.entries))
 	for _, m := range r.members {
 		siblings[m.entry]++
 	}
@@ -149,8 +210,8 @@ func (r *roster) endpoints() []scoring.Endpoint {
 // endpoint is the public value of m. alone says that its entry has no other
 // address: only then do name, cluster and LMCache instance mean this engine.
 func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
-	e := r.entries[m.entry]
-	name := cmp.Or(e.Name, r.targets[m.entry].hostPort())
+	e := m.entry
+	name := cmp.Or(e.Name, e.target.hostPort())
 	endpoint := scoring.Endpoint{
 		ID:      m.id,
 		Name:    name,

@@ -30,6 +30,12 @@ func addrs(list ...string) []netip.Addr {
 	return ips
 }
 
+// resolveTo tells the addresses of the entry at a position.
+func resolveTo(r *roster, position int, ips []netip.Addr) (added, removed []*member) {
+	e := r.entries[position]
+	return r.resolved(e, e.target.at(ips))
+}
+
 // show writes a list so that a person can read the difference.
 func show(list []scoring.Endpoint) string {
 	var b strings.Builder
@@ -63,7 +69,7 @@ func TestProbesDecideReadiness(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := testRoster(t, Entry{Address: "10.0.0.1:8000"})
-			r.resolved(0, addrs("10.0.0.1"))
+			resolveTo(r, 0, addrs("10.0.0.1"))
 			if !r.endpoints()[0].Ready {
 				t.Error("not eligible before the first probe")
 			}
@@ -94,7 +100,7 @@ func TestDownStaysDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.resolved(0, addrs("10.0.0.1"))
+	resolveTo(r, 0, addrs("10.0.0.1"))
 	r.probed(1, time.Unix(0, 0), nil, false)
 	if !r.probed(1, time.Unix(1, 0), errDown, true) || r.endpoints()[0].Ready {
 		t.Error("a failed request and a failed probe did not take it out")
@@ -106,14 +112,14 @@ func TestDownStaysDown(t *testing.T) {
 
 func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 	r := testRoster(t, Entry{Name: "gpu", Address: "engine.example:8000"}, Entry{Address: "10.0.0.9:8000"})
-	r.resolved(1, addrs("10.0.0.9"))
-	r.resolved(0, addrs("10.0.0.1"))
+	resolveTo(r, 1, addrs("10.0.0.9"))
+	resolveTo(r, 0, addrs("10.0.0.1"))
 	r.learned(2, served{names: []string{"m"}})
 	if got, want := show(r.endpoints()), "2 gpu 10.0.0.1:8000 ready [m]\n1 10.0.0.9:8000 10.0.0.9:8000 ready []\n"; got != want {
 		t.Fatalf("got\n%swant\n%s", got, want)
 	}
 
-	added, removed := r.resolved(0, addrs("10.0.0.2"))
+	added, removed := resolveTo(r, 0, addrs("10.0.0.2"))
 	if len(added) != 1 || len(removed) != 1 || removed[0].id != 2 {
 		t.Errorf("added %v, removed %v", added, removed)
 	}
@@ -125,7 +131,7 @@ func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 	}
 
 	// Back at the first address: a third life.
-	r.resolved(0, addrs("10.0.0.1"))
+	resolveTo(r, 0, addrs("10.0.0.1"))
 	if id := r.endpoints()[0].ID; id != 4 {
 		t.Errorf("id %d of an address that came back, want 4", id)
 	}
@@ -133,11 +139,11 @@ func TestChangedAddressIsAnotherEndpoint(t *testing.T) {
 
 func TestSeveralAddressesOfOneName(t *testing.T) {
 	r := testRoster(t, Entry{Name: "pool", Address: "pool.example:8000", LMCache: LMCacheEntry{Instance: "i", WorkerPort: 7, Group: "g"}})
-	r.resolved(0, addrs("10.0.0.1"))
+	resolveTo(r, 0, addrs("10.0.0.1"))
 	if e := r.endpoints()[0]; e.Cache.Instance != "i" || e.Cluster != "pool" {
 		t.Errorf("alone: %+v", e)
 	}
-	r.resolved(0, addrs("10.0.0.2", "10.0.0.1"))
+	resolveTo(r, 0, addrs("10.0.0.2", "10.0.0.1"))
 	if got, want := show(r.endpoints()), "1 pool@10.0.0.1:8000 10.0.0.1:8000 ready []\n2 pool@10.0.0.2:8000 10.0.0.2:8000 ready []\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
@@ -153,19 +159,19 @@ func TestSeveralAddressesOfOneName(t *testing.T) {
 
 func TestOneAddressIsOneEndpoint(t *testing.T) {
 	r := testRoster(t, Entry{Address: "10.0.0.1:8000"}, Entry{Name: "n", Address: "name.example:8000"})
-	r.resolved(0, addrs("10.0.0.1"))
-	if added, _ := r.resolved(1, addrs("10.0.0.1", "::ffff:10.0.0.1")); len(added) != 0 {
+	resolveTo(r, 0, addrs("10.0.0.1"))
+	if added, _ := resolveTo(r, 1, addrs("10.0.0.1", "::ffff:10.0.0.1")); len(added) != 0 {
 		t.Errorf("added %v, held by the first entry", added)
 	}
-	r.resolved(0, nil)
-	if added, _ := r.resolved(1, addrs("10.0.0.1")); len(added) != 1 {
+	resolveTo(r, 0, nil)
+	if added, _ := resolveTo(r, 1, addrs("10.0.0.1")); len(added) != 1 {
 		t.Error("the address is free now, but was not added")
 	}
 }
 
 func TestConfiguredModelsAreKept(t *testing.T) {
 	r := testRoster(t, Entry{Address: "[::1]:8000", Models: []string{"own", "alias"}, Cluster: "c"})
-	r.resolved(0, addrs("::1"))
+	resolveTo(r, 0, addrs("::1"))
 	r.learned(1, served{names: []string{"other", "alias"}, adapters: []string{"alias"}})
 	e := r.endpoints()[0]
 	if got := strings.Join(e.Models, " "); got != "own alias" {
@@ -194,6 +200,9 @@ func TestParseAddress(t *testing.T) {
 		"http://[2001:db8::1]:80": "http [2001:db8::1]:80",
 		"[::1]:8000":              "http [::1]:8000",
 		"http://engine":           "http engine:80",
+
+		"http+srv://_vllm._tcp.Engines.example": "http _vllm._tcp.engines.example",
+		"https+srv://engines.example":           "https engines.example",
 	}
 	for address, want := range good {
 		got, err := parseAddress(address)
@@ -216,6 +225,11 @@ func TestParseAddress(t *testing.T) {
 		"http://[fe80::1%25e]:1": "zone",
 		"2001:db8::1":            "not an address",
 		"http://u:secret@e:1":    "VLLM_API_KEY",
+
+		"http+srv://e:1":       "has a port",
+		"https+srv://10.0.0.1": "is an address",
+		"srv://e":              `scheme "srv"`,
+		"http+srv://e/x":       "path or query",
 	}
 	for address, want := range bad {
 		_, err := parseAddress(address)

@@ -23,6 +23,8 @@ type Watcher struct {
 	publish func([]scoring.Endpoint)
 	net     network       // set once
 	synced  chan struct{} // closed by Run when every name was tried
+	// news has its one place filled when wanted has changed.
+	news chan struct{}
 
 	// mu guards the following fields and is held while publish runs, so that
 	// lists arrive in order; publish must not call the Watcher.
@@ -30,6 +32,8 @@ type Watcher struct {
 	roster    *roster
 	published []scoring.Endpoint
 	watches   map[scoring.EndpointID]*watch
+	// wanted are the newest entries that SetEntries was given.
+	wanted []Entry
 }
 
 // watch is one running probe loop.
@@ -43,7 +47,7 @@ type watch struct {
 
 // network is everything that leaves the process.
 type network interface {
-	resolve(ctx context.Context, host string) ([]netip.Addr, error)
+	resolve(ctx context.Context, t target) ([]found, error)
 	// engine makes the client for one address of an engine.
 	engine(t target, address netip.AddrPort) engine
 }
@@ -65,7 +69,7 @@ func New(cfg Config, entries []Entry, apiKey string, log *slog.Logger, metrics *
 	if err != nil {
 		return nil, fmt.Errorf("discovery: tls.ca_file: %w", err)
 	}
-	return newWatcher(cfg, entries, &sockets{tlsConfig, apiKey}, log, metrics, publish)
+	return newWatcher(cfg, entries, &sockets{tlsConfig, apiKey, cfg.resolver()}, log, metrics, publish)
 }
 
 func newWatcher(cfg Config, entries []Entry, net network, log *slog.Logger, metrics *Metrics, publish func([]scoring.Endpoint)) (*Watcher, error) {
@@ -75,7 +79,7 @@ func newWatcher(cfg Config, entries []Entry, net network, log *slog.Logger, metr
 	}
 	return &Watcher{
 		cfg: cfg, log: log, metrics: metrics, publish: publish, net: net,
-		synced: make(chan struct{}),
+		synced: make(chan struct{}), news: make(chan struct{}, 1),
 		roster: r, watches: make(map[scoring.EndpointID]*watch),
 	}, nil
 }
@@ -93,18 +97,116 @@ func (w *Watcher) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	for i, t := range w.roster.targets {
-		if ip, ok := t.literal(); ok {
-			w.resolved(ctx, &tasks, i, []netip.Addr{ip})
-			continue
-		}
-		names.Add(1)
-		tasks.Go(func() { w.follow(ctx, &tasks, i, t, sync.OnceFunc(names.Done)) })
+	w.mu.Lock()
+	entries := slices.Clone(w.roster.entries)
+	w.mu.Unlock()
+	for _, e := range entries {
+		w.start(ctx, &tasks, &names, e)
 	}
 	names.Wait()
 	close(w.synced)
-	<-ctx.Done()
-	return nil
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.news:
+			w.replace(ctx, &tasks, &names)
+		}
+	}
+}
+
+// start follows the name of an entry, if it has one. names counts those that
+// were not tried yet.
+func (w *Watcher) start(ctx context.Context, tasks, names *sync.WaitGroup, e *entry) {
+	if ip, ok := e.target.literal(); ok {
+		w.resolved(ctx, tasks, e, e.target.at([]netip.Addr{ip}))
+		return
+	}
+	following, cancel := context.WithCancel(ctx)
+	w.mu.Lock()
+	e.stop = cancel
+	w.mu.Unlock()
+	names.Add(1)
+	tasks.Go(func() {
+		defer cancel()
+		w.follow(following, ctx, tasks, e, sync.OnceFunc(names.Done))
+	})
+}
+
+// SetEntries gives another list of entries, which ValidateEntries found good. An
+// engine whose address stays is still the same endpoint. It never blocks; where
+// lists come faster than they are taken, the newest counts.
+func (w *Watcher) SetEntries(entries []Entry) {
+	w.mu.Lock()
+	w.wanted = slices.Clone(entries)
+	w.mu.Unlock()
+	select {
+	case w.news <- struct{}{}:
+	default: // It is known already that there is news.
+	}
+}
+
+// replace takes the entries that are wanted. Those that go stay until the names
+// of those that come were tried: a list that is swapped for another must at no
+// time be empty.
+func (w *Watcher) replace(ctx context.Context, tasks, names *sync.WaitGroup) {
+	w.mu.Lock()
+	added, removed, err := w.roster.replace(w.wanted)
+	if err != nil {
+		w.mu.Unlock()
+		w.log.Error("cannot take the new list of endpoints; the former one stays", "error", err)
+		return
+	}
+	for _, e := range removed {
+		if e.stop != nil {
+			e.stop()
+		}
+	}
+	for _, e := range added {
+		if ip, ok := e.target.literal(); ok {
+			w.takeLocked(ctx, tasks, e, e.target.at([]netip.Addr{ip}), removed)
+		} else {
+			w.takeLocked(ctx, tasks, e, nil, removed)
+		}
+	}
+	w.publishLocked()
+	w.mu.Unlock()
+
+	for _, e := range added {
+		w.start(ctx, tasks, names, e)
+	}
+	names.Wait()
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range removed {
+		_, gone := w.roster.resolved(e, nil)
+		w.forgetLocked(gone)
+	}
+	if len(removed) > 0 {
+		w.publishLocked()
+	}
+	w.log.Info("took the new list of endpoints", "added", len(added), "removed", len(removed))
+}
+
+// takeLocked gives an entry its addresses, and those of the one among removed
+// that had the same name: the engines are there, they begin another life.
+// Caller must hold mu.
+func (w *Watcher) takeLocked(ctx context.Context, tasks *sync.WaitGroup, e *entry, all []found, removed []*entry) {
+	for _, old := range removed {
+		if old.target != e.target {
+			continue
+		}
+		for _, m := range w.roster.members {
+			if m.entry == old {
+				all = append(all, found{m.address, m.target.host})
+			}
+		}
+		_, gone := w.roster.resolved(old, nil)
+		w.forgetLocked(gone)
+	}
+	added, _ := w.roster.resolved(e, all)
+	w.watchLocked(ctx, tasks, added)
 }
 
 // ProbeNow asks for a probe of the endpoint at address (ip:port) at once,
@@ -146,10 +248,9 @@ func (w *Watcher) Status() []Status {
 	list := make([]Status, 0, len(w.roster.members))
 	for i, e := range w.roster.endpoints() {
 		m := w.roster.members[i]
-		t := w.roster.targets[m.entry]
 		list = append(list, Status{
 			Endpoint: e, Probed: m.probed, Fault: m.fault,
-			TLS: t.scheme == "https", Host: t.host, Draining: w.roster.entries[m.entry].Drain,
+			TLS: m.target.scheme == "https", Host: m.target.host, Draining: m.entry.Drain,
 		})
 	}
 	return list
@@ -165,8 +266,8 @@ func (w *Watcher) URL(id scoring.EndpointID) (base string, ok bool) {
 	if m == nil {
 		return "", false
 	}
-	if t := w.roster.targets[m.entry]; t.scheme == "https" {
-		return "https://" + t.hostPort(), true
+	if m.target.scheme == "https" {
+		return "https://" + m.target.hostPort(), true
 	}
 	return "http://" + m.address.String(), true
 }
@@ -192,16 +293,16 @@ func (w *Watcher) Get(ctx context.Context, id scoring.EndpointID, path string, l
 // DNS often knows the engines a moment later than we do.
 const retryResolve = 2 * time.Second
 
-// follow resolves one name again and again until ctx ends. tried is called
-// after the first time.
-func (w *Watcher) follow(ctx context.Context, tasks *sync.WaitGroup, entry int, t target, tried func()) {
+// follow resolves one name again and again until ctx ends; what it finds is
+// probed while life lasts. tried is called after the first time.
+func (w *Watcher) follow(ctx, life context.Context, tasks *sync.WaitGroup, e *entry, tried func()) {
 	defer tried()
 	var (
-		last  []netip.Addr
+		last  []found
 		fault string
 	)
 	for {
-		ips, err := within(ctx, resolveTimeout, func(ctx context.Context) ([]netip.Addr, error) { return w.net.resolve(ctx, t.host) })
+		all, err := within(ctx, resolveTimeout, func(ctx context.Context) ([]found, error) { return w.net.resolve(ctx, e.target) })
 		pause := w.cfg.ResolveInterval
 		switch {
 		case ctx.Err() != nil:
@@ -210,18 +311,18 @@ func (w *Watcher) follow(ctx context.Context, tasks *sync.WaitGroup, entry int, 
 			// The former addresses stay: an outage of the DNS is none of the
 			// engines, and a dead engine is found by its probes.
 			w.metrics.resolved.WithLabelValues("error").Inc()
-			w.log.Log(ctx, onceWarn(&fault, err), "cannot resolve host name; former addresses stay", "host", t.host, "addresses", last, "error", err)
+			w.log.Log(ctx, onceWarn(&fault, err), "cannot resolve host name; former addresses stay", "host", e.target.host, "addresses", shown(last), "error", err)
 			pause = min(pause, retryResolve)
 		default:
 			fault = ""
 			w.metrics.resolved.WithLabelValues("ok").Inc()
-			if !slices.Equal(last, ips) {
-				w.log.Info("resolved host name", "host", t.host, "addresses", ips, "before", last)
-				last = ips
+			if !slices.Equal(last, all) {
+				w.log.Info("resolved host name", "host", e.target.host, "addresses", shown(all), "before", shown(last))
+				last = all
 			}
 			// Also when nothing changed: an address that another entry held may
 			// be free by now.
-			w.resolved(ctx, tasks, entry, ips)
+			w.resolved(life, tasks, e, all)
 		}
 		tried()
 		if !sleep(ctx, pause) {
@@ -232,23 +333,38 @@ func (w *Watcher) follow(ctx context.Context, tasks *sync.WaitGroup, entry int, 
 
 const resolveTimeout = 5 * time.Second
 
+// shown are addresses for the log.
+func shown(list []found) []string {
+	out := make([]string, len(list))
+	for i, f := range list {
+		out[i] = f.address.String()
+	}
+	return out
+}
+
 // resolved brings the roster and the probe loops to the addresses of an entry.
-func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int, ips []netip.Addr) {
+// One that is no longer in the configuration is ignored.
+func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, e *entry, all []found) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	added, removed := w.roster.resolved(entry, ips)
-	for _, m := range removed {
-		w.watches[m.id].cancel()
-		delete(w.watches, m.id)
+	if !slices.Contains(w.roster.entries, e) {
+		return
 	}
+	added, removed := w.roster.resolved(e, all)
+	w.forgetLocked(removed)
 	if len(added)+len(removed) > 0 {
 		w.publishLocked()
-		w.instancesLocked(entry)
+		w.instancesLocked(e)
 	}
+	w.watchLocked(ctx, tasks, added)
+}
+
+// watchLocked starts the probe loops of new members. Caller must hold mu.
+func (w *Watcher) watchLocked(ctx context.Context, tasks *sync.WaitGroup, added []*member) {
 	for _, m := range added {
 		ctx, cancel := context.WithCancel(ctx)
-		id, client := m.id, w.net.engine(w.roster.targets[entry], m.address)
-		configured := len(w.roster.entries[entry].Models) > 0
+		id, client := m.id, w.net.engine(m.target, m.address)
+		configured := len(m.entry.Models) > 0
 		watch := &watch{address: m.address.String(), client: client, cancel: cancel, wake: make(chan struct{}, 1)}
 		w.watches[id] = watch
 		tasks.Go(func() {
@@ -258,12 +374,21 @@ func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, entry int
 	}
 }
 
+// forgetLocked ends the probe loops of members that are gone. Caller must hold
+// mu.
+func (w *Watcher) forgetLocked(gone []*member) {
+	for _, m := range gone {
+		w.watches[m.id].cancel()
+		delete(w.watches, m.id)
+	}
+}
+
 // instancesLocked warns of an LMCache instance that cannot be told to one
 // address. Caller must hold mu.
-func (w *Watcher) instancesLocked(entry int) {
-	e, addresses := w.roster.entries[entry], 0
+func (w *Watcher) instancesLocked(e *entry) {
+	addresses := 0
 	for _, m := range w.roster.members {
-		if m.entry == entry {
+		if m.entry == e {
 			addresses++
 		}
 	}

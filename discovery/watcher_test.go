@@ -45,14 +45,14 @@ func (w *world) engine(_ target, address netip.AddrPort) engine {
 	return e
 }
 
-func (w *world) resolve(_ context.Context, host string) ([]netip.Addr, error) {
+func (w *world) resolve(_ context.Context, t target) ([]found, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	list, ok := w.names[host]
+	list, ok := w.names[t.host]
 	if !ok {
 		return nil, errors.New("no such host")
 	}
-	return addrs(strings.Fields(list)...), nil
+	return t.at(addrs(strings.Fields(list)...)), nil
 }
 
 func (w *world) change(f func()) {
@@ -325,9 +325,9 @@ func BenchmarkProbedThousandEndpoints(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for i, t := range w.roster.targets {
-		ip, _ := t.literal()
-		w.roster.resolved(i, []netip.Addr{ip})
+	for _, e := range w.roster.entries {
+		ip, _ := e.target.literal()
+		w.roster.resolved(e, e.target.at([]netip.Addr{ip}))
 	}
 	w.publishLocked()
 	for i := 0; b.Loop(); i++ {

@@ -151,6 +151,9 @@ func endpointForEnvoy(e discovery.Entry) (envoy.Endpoint, error) {
 	if err != nil {
 		return envoy.Endpoint{}, fmt.Errorf("endpoint %q: %w", e.Address, err)
 	}
+	if strings.HasSuffix(u.Scheme, "+srv") {
+		return envoy.Endpoint{}, fmt.Errorf("endpoint %q: Envoy itself resolves no SRV records; set xds.listen and print the bootstrap with --xds", e.Address)
+	}
 	https := u.Scheme == "https"
 	port := u.Port()
 	switch {
