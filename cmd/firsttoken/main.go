@@ -40,6 +40,7 @@ func newRootCommand() *cobra.Command {
 		Version:       version(),
 	}
 	root.AddCommand(
+		newBenchCommand(),
 		newCheckCommand(),
 		newDemoCommand(),
 		newEncodeCommand(),

@@ -5,12 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/firsttoken/firsttoken/bench"
+	"github.com/firsttoken/firsttoken/cmd/firsttoken/stack"
 )
+
+// engines is the number of simulated engines.
+const engines = 3
+
+// model is the name that clients ask for.
+const model = "demo"
 
 // Options say what is run and where the report goes.
 type Options struct {
@@ -52,8 +60,8 @@ var ErrMissedTarget = errors.New("the mean time to first token is above its targ
 // Run plays the demo. When it returns, every process it started is gone. The
 // error is ErrMissedTarget, or says what failed or that ctx ended.
 func Run(ctx context.Context, o Options) error {
-	if _, err := os.Stat(o.Envoy); err != nil {
-		return fmt.Errorf("envoy: %w; make .tools/envoy fetches it", err)
+	if err := stack.CheckEnvoy(o.Envoy); err != nil {
+		return err
 	}
 	err := o.run(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -74,7 +82,7 @@ func (o Options) run(ctx context.Context) error {
 		return err
 	}
 	var ours summary
-	_, err = o.policy(ctx, ourPolicy, load, p, func(s *stack, got summary) error {
+	_, err = o.policy(ctx, ourPolicy, load, p, func(s *stack.Stack, got summary) error {
 		ours = got
 		p.line("\n%s", table([]summary{base, ours}))
 		return o.hold(ctx, s, p)
@@ -90,22 +98,21 @@ func (o Options) run(ctx context.Context) error {
 
 // policy plays the workload with fresh processes. after is called while they
 // are still up.
-func (o Options) policy(ctx context.Context, policy string, load workload, p *printer, after func(*stack, summary) error) (summary, error) {
-	dir, err := os.MkdirTemp("", "firsttoken-demo-")
-	if err != nil {
-		return summary{}, err
-	}
-	defer os.RemoveAll(dir)
+func (o Options) policy(ctx context.Context, policy string, load workload, p *printer, after func(*stack.Stack, summary) error) (summary, error) {
 	starting, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not ready after %s", startLimit))
 	defer cancel()
-	s, err := startStack(starting, o, policy, dir)
+	s, err := stack.Start(starting, stack.Config{
+		Program: o.Program, Envoy: o.Envoy, Tokenizer: o.Tokenizer,
+		Engines: engines, Profile: "demo", Model: model,
+		Scoring: map[string]any{"policy": policy}, Truth: stack.LMCache,
+	})
 	if err != nil {
 		return summary{}, fmt.Errorf("%s: %w", policy, err)
 	}
-	defer s.stop()
+	defer s.Stop()
 
-	p.begin(policy, s.engines, load.size())
-	results, err := s.play(ctx, load, p)
+	p.begin(policy, s.Engines, load.size())
+	results, err := play(ctx, s, load, p)
 	p.end()
 	if err != nil {
 		return summary{}, fmt.Errorf("%s: %w", policy, err)
@@ -119,33 +126,27 @@ func (o Options) policy(ctx context.Context, policy string, load workload, p *pr
 
 // play sends the workload through Envoy and reports each request as it ends.
 // The first request that fails, or a child that dies, ends it.
-func (s *stack) play(ctx context.Context, load workload, p *printer) ([]result, error) {
+func play(ctx context.Context, s *stack.Stack, load workload, p *printer) ([]result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, policyLimit, fmt.Errorf("the requests were not done after %s", policyLimit))
 	defer cancel()
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	go func() { // ends with ctx, which ends with this call
-		select {
-		case err := <-s.children.died:
-			fail(err)
-		case <-ctx.Done():
-		}
-	}()
+	ctx, unwatch := s.Watch(ctx)
+	defer unwatch()
 
-	c := newClient(s.gateway, model, load.size())
-	defer c.close()
+	c := bench.NewClient(bench.Target{BaseURL: s.Gateway, Model: model})
+	defer c.Close()
 	var mu sync.Mutex // guards results
 	var results []result
-	ask := func(ctx context.Context, name string, turn int, messages []message) (string, error) {
-		a, err := c.chat(ctx, messages, answerTokens)
-		if err != nil {
-			return "", err
+	ask := func(ctx context.Context, name string, turn int, messages []bench.Message) (string, error) {
+		a, fault := c.Ask(ctx, &bench.Chat{Messages: messages, MaxTokens: answerTokens}, nil)
+		if fault != nil {
+			return "", fault
 		}
 		r := result{name: name, turn: turn, answer: a}
+		var err error
 		// Without an id Envoy has not waited for the service's answer and has
 		// chosen by itself.
-		if a.id != "" {
-			if r.decision, err = s.decision(ctx, a.id); err != nil {
+		if a.ID != "" {
+			if r.decision, err = s.Decision(ctx, a.ID); err != nil {
 				return "", err
 			}
 		}
@@ -153,7 +154,7 @@ func (s *stack) play(ctx context.Context, load workload, p *printer) ([]result, 
 		mu.Lock()
 		defer mu.Unlock()
 		results = append(results, r)
-		return a.text, nil
+		return a.Text, nil
 	}
 	err := load.play(ctx, ask)
 	if cause := context.Cause(ctx); cause != nil {
@@ -182,17 +183,17 @@ func holdAll(ctx context.Context, all []conversation, ask asker) error {
 }
 
 // hold says how to send a request by hand and, with Keep, waits for the end.
-func (o Options) hold(ctx context.Context, s *stack, p *printer) error {
-	curl := fmt.Sprintf(`curl -i %s/v1/chat/completions -H 'content-type: application/json' -d '{"model": "%s", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello!"}]}'`, s.gateway, model)
+func (o Options) hold(ctx context.Context, s *stack.Stack, p *printer) error {
+	curl := fmt.Sprintf(`curl -i %s/v1/chat/completions -H 'content-type: application/json' -d '{"model": "%s", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello!"}]}'`, s.Gateway, model)
 	if !o.Keep {
 		p.line("Run it with --keep (make demo KEEP=1) and everything stays up; a request by hand is then\n  %s", curl)
 		return nil
 	}
-	p.line("Everything stays up until Ctrl-C. Try\n  %s\n  curl %s/decisions\n  curl %s/status", curl, s.admin, s.admin)
+	p.line("Everything stays up until Ctrl-C. Try\n  %s\n  curl %s/decisions\n  curl %s/status", curl, s.Admin, s.Admin)
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-s.children.died:
+	case err := <-s.Died():
 		return err
 	}
 }

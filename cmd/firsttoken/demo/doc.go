@@ -1,5 +1,4 @@
-// Package demo plays the whole service on one machine: simulated engines that
-// report to LMCache's protocol, the service, and a real Envoy, each a process of
-// its own on loopback ports that the system chose. The same conversations go
-// through Envoy once per policy, and the times to first token are compared.
+// Package demo plays the whole service on one machine, with engines that report
+// by LMCache's protocol. The same conversations go through Envoy once per policy,
+// and the times to first token are compared.
 package demo

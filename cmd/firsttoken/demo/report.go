@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/firsttoken/firsttoken/bench"
+	"github.com/firsttoken/firsttoken/cmd/firsttoken/stack"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 )
 
@@ -17,7 +19,7 @@ import (
 type result struct {
 	name     string // conversation
 	turn     int
-	answer   answer
+	answer   bench.Answer
 	decision *firsttokenv1.Decision // nil where Envoy chose by itself
 }
 
@@ -39,10 +41,10 @@ func summarize(policy string, results []result) summary {
 	var sum time.Duration
 	prompt, cached := 0, 0
 	for _, r := range results {
-		ttfts = append(ttfts, r.answer.ttft)
-		sum += r.answer.ttft
-		prompt += r.answer.promptTokens
-		cached += r.answer.cachedTokens
+		ttfts = append(ttfts, r.answer.FirstToken)
+		sum += r.answer.FirstToken
+		prompt += r.answer.Usage.Prompt
+		cached += r.answer.Usage.Cached
 	}
 	slices.Sort(ttfts)
 	s.mean = sum / time.Duration(len(ttfts))
@@ -106,9 +108,9 @@ func (p *printer) request(r result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.done++
-	p.ttft += r.answer.ttft
+	p.ttft += r.answer.FirstToken
 	d := r.decision
-	choice, estimate, ttft := p.engineName(r.answer.endpoint)+" by Envoy", "?", "?"
+	choice, estimate, ttft := p.engineName(r.answer.Endpoint)+" by Envoy", "?", "?"
 	if c := d.GetCandidates(); len(c) > 0 {
 		choice = p.engineName(c[0].GetAddress()) + " " + d.GetReason()
 		estimate = millis(seconds(c[0].GetEstimateSeconds()))
@@ -117,7 +119,7 @@ func (p *printer) request(r result) {
 		ttft = millis(seconds(d.GetTtftSeconds()))
 	}
 	p.clear()
-	fmt.Fprintf(p.out, "%-11s %6d  %-20s %-18s %-17s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), r.answer.promptTokens,
+	fmt.Fprintf(p.out, "%-11s %6d  %-20s %-18s %-17s %9s %9s %9s\n", r.name+"."+strconv.Itoa(r.turn), r.answer.Usage.Prompt,
 		p.perEngine(d, func(c *firsttokenv1.Candidate) string {
 			if c.CachedTokens == nil {
 				return "-" // no source knows this engine
@@ -127,7 +129,7 @@ func (p *printer) request(r result) {
 		p.perEngine(d, func(c *firsttokenv1.Candidate) string {
 			return strconv.FormatFloat(c.GetQueuedWork()/1e6, 'f', 1, 64)
 		}),
-		choice, estimate, ttft, millis(r.answer.ttft))
+		choice, estimate, ttft, millis(r.answer.FirstToken))
 	if p.terminal {
 		fmt.Fprintf(p.out, "%d of %d, mean TTFT %s", p.done, p.total, millis(p.ttft/time.Duration(p.done)))
 	}
@@ -171,13 +173,10 @@ func (p *printer) perEngine(d *firsttokenv1.Decision, value func(*firsttokenv1.C
 
 func (p *printer) engineName(address string) string {
 	if i := slices.Index(p.engines, address); i >= 0 {
-		return engineName(i)
+		return stack.EngineName(i)
 	}
 	return address
 }
-
-// engineName is how the demo calls the engine with index i.
-func engineName(i int) string { return "engine-" + strconv.Itoa(i+1) }
 
 func millis(d time.Duration) string {
 	return strconv.FormatInt(d.Round(time.Millisecond).Milliseconds(), 10) + " ms"

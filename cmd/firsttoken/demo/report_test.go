@@ -8,13 +8,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/firsttoken/firsttoken/bench"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 )
 
 func TestSummary(t *testing.T) {
 	var results []result
 	for i := 20; i >= 1; i-- {
-		results = append(results, result{answer: answer{ttft: time.Duration(i) * time.Second, promptTokens: 100, cachedTokens: 25}})
+		results = append(results, result{answer: bench.Answer{FirstToken: time.Duration(i) * time.Second, Usage: bench.Usage{Prompt: 100, Cached: 25}}})
 	}
 	got := summarize("p", results)
 	want := summary{policy: "p", requests: 20, mean: 10500 * time.Millisecond, p50: 10 * time.Second, p95: 19 * time.Second, hitShare: 0.25}
@@ -52,7 +53,7 @@ trapezoid          50       200 ms        90 ms      1000 ms        89%         
 }
 
 var testResult = result{
-	name: "chat 1", turn: 2, answer: answer{ttft: 61 * time.Millisecond, promptTokens: 2412, endpoint: "b:1"},
+	name: "chat 1", turn: 2, answer: bench.Answer{FirstToken: 61 * time.Millisecond, Usage: bench.Usage{Prompt: 2412}, Endpoint: "b:1"},
 	decision: &firsttokenv1.Decision{
 		Reason: "cached", TtftSeconds: new(0.058),
 		Candidates: []*firsttokenv1.Candidate{
@@ -67,7 +68,7 @@ func TestRequestLine(t *testing.T) {
 	p := &printer{out: &out}
 	p.begin("trapezoid", []string{"a:1", "b:1", "c:1"}, 50)
 	p.request(testResult)
-	p.request(result{name: "chat 1", turn: 3, answer: answer{ttft: 70 * time.Millisecond, promptTokens: 2500, endpoint: "a:1"}})
+	p.request(result{name: "chat 1", turn: 3, answer: bench.Answer{FirstToken: 70 * time.Millisecond, Usage: bench.Usage{Prompt: 2500}, Endpoint: "a:1"}})
 	p.end()
 	want := `
 trapezoid: 50 requests

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"github.com/firsttoken/firsttoken/bench"
 )
 
 // The workload: people chat with an assistant about a long document each, turn
@@ -85,21 +87,21 @@ func newWorkload(seed uint64) workload {
 func (l workload) size() int { return len(l.chats)*turns + 1 + len(l.burst) }
 
 // asker sends one request of a conversation and returns the answer's text.
-type asker func(ctx context.Context, name string, turn int, messages []message) (string, error)
+type asker func(ctx context.Context, name string, turn int, messages []bench.Message) (string, error)
 
 // hold plays a conversation to its end, or to the first error.
 func (c conversation) hold(ctx context.Context, ask asker) error {
-	history := []message{{"system", c.system}}
+	history := []bench.Message{{Role: "system", Content: c.system}}
 	for i, t := range c.turns {
 		if err := sleep(ctx, t.think); err != nil {
 			return err
 		}
-		history = append(history, message{"user", t.question})
+		history = append(history, bench.Message{Role: "user", Content: t.question})
 		text, err := ask(ctx, c.name, i+1, history)
 		if err != nil {
 			return fmt.Errorf("%s turn %d: %w", c.name, i+1, err)
 		}
-		history = append(history, message{"assistant", text})
+		history = append(history, bench.Message{Role: "assistant", Content: text})
 	}
 	return nil
 }
@@ -125,6 +127,7 @@ func (w writer) between(from, to time.Duration) time.Duration {
 // words are n words in sentences. What they say does not matter to an engine
 // without a model; that no two texts share more than a few leading words does.
 func (w writer) words(n int) string {
+	vocabulary := bench.Vocabulary()
 	var b strings.Builder
 	for i := range n {
 		switch {
@@ -139,13 +142,3 @@ func (w writer) words(n int) string {
 	b.WriteByte('.')
 	return b.String()
 }
-
-var vocabulary = strings.Fields(`
-	the a this that every some no one who where when while after before because
-	request token model engine prompt answer question document page table price
-	river mountain village bridge harbour train station winter summer morning
-	light water stone paper letter window garden kitchen music market island
-	reads writes sends keeps finds builds opens closes moves counts measures waits
-	carries shares learns forgets begins ends returns explains compares repeats
-	quick slow long short early late warm cold quiet busy empty full simple old new
-	and or but with without under over between across beside through against along`)

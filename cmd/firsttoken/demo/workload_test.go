@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/firsttoken/firsttoken/bench"
 )
 
 func TestWorkloadIsTheSameForTheSameSeed(t *testing.T) {
@@ -43,7 +45,7 @@ func TestConversationGrowsByQuestionAndAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := conversation{name: "c", system: "s", turns: []turn{{thinkMin, "q1"}, {thinkMax, "q2"}}}
 		var asked []string
-		err := c.hold(t.Context(), func(_ context.Context, _ string, _ int, messages []message) (string, error) {
+		err := c.hold(t.Context(), func(_ context.Context, _ string, _ int, messages []bench.Message) (string, error) {
 			var all []string
 			for _, m := range messages {
 				all = append(all, m.Role+":"+m.Content)
@@ -65,7 +67,7 @@ func TestConversationEndsAtTheFirstError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		boom := errors.New("boom")
 		calls := 0
-		err := newWorkload(1).chats[0].hold(t.Context(), func(context.Context, string, int, []message) (string, error) {
+		err := newWorkload(1).chats[0].hold(t.Context(), func(context.Context, string, int, []bench.Message) (string, error) {
 			calls++
 			return "", boom
 		})
@@ -78,7 +80,7 @@ func TestConversationEndsAtTheFirstError(t *testing.T) {
 func TestConversationEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := newWorkload(1).chats[0].hold(ctx, func(context.Context, string, int, []message) (string, error) {
+	err := newWorkload(1).chats[0].hold(ctx, func(context.Context, string, int, []bench.Message) (string, error) {
 		t.Error("asked")
 		return "", nil
 	})

@@ -1,4 +1,4 @@
-package demo
+package stack
 
 import (
 	"bufio"
@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When the demo itself is killed, its children must not stay behind.
+// When this program itself is killed, its children must not stay behind.
 func TestChildrenDieWithTheirParent(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "DEMO_CHILD=parent")
+	cmd.Env = append(os.Environ(), "STACK_CHILD=parent")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package demo
+package stack
 
 import (
 	"context"
@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// The test binary plays the child, as DEMO_CHILD says.
+// The test binary plays the child, as STACK_CHILD says.
 func TestMain(m *testing.M) {
-	switch os.Getenv("DEMO_CHILD") {
+	switch os.Getenv("STACK_CHILD") {
 	case "":
 		os.Exit(m.Run())
 	case "announce":
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(`{}`)
 		select {}
 	case "parent": // starts a child and waits to be killed
-		os.Setenv("DEMO_CHILD", "announce")
+		os.Setenv("STACK_CHILD", "announce")
 		c, err := startChild("grandchild", nil, os.Args[0])
 		if err != nil {
 			panic(err)
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 
 func startTest(t *testing.T, role string) *child {
 	t.Helper()
-	t.Setenv("DEMO_CHILD", role)
+	t.Setenv("STACK_CHILD", role)
 	c, err := startChild(role, nil, os.Args[0])
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestChildThatFailsSaysWhy(t *testing.T) {
 }
 
 func TestChildrenReportADeath(t *testing.T) {
-	t.Setenv("DEMO_CHILD", "fail")
+	t.Setenv("STACK_CHILD", "fail")
 	cs := newChildren()
 	if _, err := cs.start("engine 1", nil, os.Args[0]); err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestChildrenReportADeath(t *testing.T) {
 }
 
 func TestStopIsNoDeath(t *testing.T) {
-	t.Setenv("DEMO_CHILD", "announce")
+	t.Setenv("STACK_CHILD", "announce")
 	cs := newChildren()
 	c, err := cs.start("engine 1", nil, os.Args[0])
 	if err != nil {
