@@ -46,6 +46,7 @@ func newRootCommand() *cobra.Command {
 		newEncodeCommand(),
 		newEngineCommand(),
 		newEnvoyCommand(),
+		newExperimentsCommand(),
 		newKeysCommand(),
 		newServeCommand(),
 	)
