@@ -48,6 +48,14 @@ build: .tools/stamp/libzmq ## compile bin/firsttoken
 demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and leave it up)
 	@bin/firsttoken demo --envoy .tools/envoy $(if $(KEEP),--keep)
 
+# How often each policy is run, and the seconds for one of the experiments'.
+RUNS ?= 3
+SCALE ?= 1
+
+.PHONY: experiments
+experiments: build .tools/envoy ## two experiments on Envoy, all policies in turn (RUNS=3 SCALE=1: an hour); writes docs/experiments
+	@bin/firsttoken experiments --envoy .tools/envoy --runs $(RUNS) --scale $(SCALE) --out docs/experiments
+
 .PHONY: test
 test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test

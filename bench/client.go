@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -108,15 +109,15 @@ func (c *Client) body(q *Chat) ([]byte, error) {
 // Ask sends one chat and reads the streamed answer to its end. between, which
 // may be nil, is told the time from each event with content to the next. Where
 // the fault is not nil the answer has what came before it.
-func (c *Client) Ask(ctx context.Context, q *Chat, between func(time.Duration)) (Answer, *Fault) {
+func (c *Client) Ask(ctx context.Context, q *Chat, between func(time.Duration)) (Answer, *Error) {
 	body, err := c.body(q)
 	if err != nil {
-		return Answer{Sent: time.Now()}, &Fault{Connect, err.Error()}
+		return Answer{Sent: time.Now()}, &Error{Connect, err.Error()}
 	}
 	return c.send(ctx, body, q.Header, between)
 }
 
-func (c *Client) send(ctx context.Context, body []byte, header http.Header, between func(time.Duration)) (a Answer, fault *Fault) {
+func (c *Client) send(ctx context.Context, body []byte, header http.Header, between func(time.Duration)) (a Answer, fault *Error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.target.Timeout, errTimeout)
 	defer cancel()
 	a.Sent = time.Now()
@@ -166,9 +167,7 @@ func (c *Client) post(ctx context.Context, path string, body []byte, header http
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("Content-Type", "application/json")
 	if c.target.Key != "" {
 		req.Header.Set("Authorization", "Bearer "+c.target.Key)

@@ -27,30 +27,30 @@ const (
 	ErrorEvent Kind = "error_event"
 )
 
-// Fault is why a request failed.
-type Fault struct {
+// Error is why a request failed.
+type Error struct {
 	Kind Kind
 	// Detail is for people: what the server said, or the connection's error.
 	Detail string
 }
 
 // Error says the kind and the detail.
-func (f *Fault) Error() string { return string(f.Kind) + ": " + f.Detail }
+func (f *Error) Error() string { return string(f.Kind) + ": " + f.Detail }
 
-func faultf(kind Kind, format string, args ...any) *Fault {
-	return &Fault{kind, fmt.Sprintf(format, args...)}
+func faultf(kind Kind, format string, args ...any) *Error {
+	return &Error{kind, fmt.Sprintf(format, args...)}
 }
 
 func statusKind(status int) Kind { return Kind("status_" + strconv.Itoa(status)) }
 
 // connectionFault is what an error of the connection means: kind, unless time
 // ran out.
-func connectionFault(ctx context.Context, kind Kind, err error) *Fault {
+func connectionFault(ctx context.Context, kind Kind, err error) *Error {
 	var network net.Error
 	if errors.Is(context.Cause(ctx), errTimeout) || errors.As(err, &network) && network.Timeout() {
-		return &Fault{Timeout, errTimeout.Error()}
+		return &Error{Timeout, errTimeout.Error()}
 	}
-	return &Fault{kind, err.Error()}
+	return &Error{kind, err.Error()}
 }
 
 var errTimeout = errors.New("the answer was not over within the time limit")

@@ -130,7 +130,7 @@ func (l MultiRound) warmUp(ctx context.Context, run *Run) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range l.WarmUp {
 		group.Go(func() error {
-			text := fmt.Sprintf("WARMUP: user %d.", l.InitUserID+i) + run.writer.Text(newRand(l.Seed, warmStream+uint64(i)), 100)
+			text := fmt.Sprintf("WARMUP: user %d.", l.InitUserID+i) + run.writer.Text(newRand(l.Seed, warmStream+uint64(i)), 100) //nolint:gosec // Not negative.
 			return run.warm(ctx, &Chat{Messages: []Message{{"user", text}}, MaxTokens: 100})
 		})
 	}

@@ -19,7 +19,7 @@ type Record struct {
 	// Late is how long after its time an open loop's request was sent.
 	Late time.Duration
 	// Fault is nil where all went well.
-	Fault *Fault
+	Fault *Error
 }
 
 // columns are those of multi-round-qa of vLLM's production stack, whose plots

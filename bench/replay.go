@@ -104,7 +104,7 @@ func (l Replay) prompt(w *Writer, i int) string {
 		left -= l.BlockTokens
 	}
 	if left > 0 {
-		w.append(&b, newRand(l.Seed^ownStream, uint64(i)), float64(left))
+		w.append(&b, newRand(l.Seed^ownStream, uint64(i)), float64(left)) //nolint:gosec // Not negative.
 	}
 	return b.String()
 }

@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 
@@ -35,11 +37,12 @@ type chunk struct {
 // read takes the events of a streamed chat up to [DONE]. It calls content for
 // each event that brings text, thoughts included, and returns what was gathered
 // and why it is not whole, if so; never more than one event is held.
-func read(ctx context.Context, body io.Reader, content func(text string)) (usage Usage, fault *Fault) {
+func read(ctx context.Context, body io.Reader, content func(text string)) (usage Usage, fault *Error) {
 	some := false
-	for event, err := range sse.Read(body, &sse.ReadConfig{MaxEventSize: maxEvent}) {
+	from := &source{Reader: body}
+	for event, err := range sse.Read(from, &sse.ReadConfig{MaxEventSize: maxEvent}) {
 		if err != nil {
-			return usage, connectionFault(ctx, Cut, err)
+			return usage, connectionFault(ctx, Cut, cmp.Or(from.err, err))
 		}
 		if event.Data == "[DONE]" {
 			if !some {
@@ -76,6 +79,21 @@ func read(ctx context.Context, body io.Reader, content func(text string)) (usage
 		}
 	}
 	return usage, connectionFault(ctx, Cut, io.ErrUnexpectedEOF)
+}
+
+// source remembers why reading ended: the events' reader says only that it did,
+// where that was in the middle of one.
+type source struct {
+	io.Reader
+	err error // nil at the regular end
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
 }
 
 // Usage is the server's own count of tokens.

@@ -53,6 +53,7 @@ var arrows = []arrow{
 	{"simulator/report", []string{"simulator/replay"}, "figures of replays; its plots take plain series, so that measured runs have the same"},
 	{"simulator/replay", []string{"scoring", "counters", "routed", "simulator", "simulator/baseline", "simulator/trace"}, "it puts the service's choice and the simulated engines on one virtual clock"},
 	{"engine", []string{"scoring", "prompt", "prompt/native", "lmcache", "lmcache/zmq", "simulator"}, "the simulated engine talks like a real one, so it knows everything but our server"},
+	{"bench", []string{"simulator/trace"}, "a client of any OpenAI endpoint: it must measure as one who knows nothing of the service"},
 	{"extproc", []string{"scoring", "prompt", "envoy", "proto/firsttoken/v1"}, "it speaks to Envoy and asks the core; where the core's knowledge comes from is hidden from it"},
 	{"cmd/...", all, "the program wires everything"},
 	{"examples/...", all, "examples use what users use"},

@@ -109,10 +109,11 @@ var experiments = []experiment{
 	{
 		title: "Experiment 1: conversations",
 		about: "15 users with 10 rounds each, 1000 tokens that all share, 2000 to 6000 of each user's own history, questions of 48 tokens, answers of 96 that become part " +
-			"of the next prompt, one round of each user every 4.5 s",
+			"of the next prompt, one round of each user every 4.5 s; the users come within the first 4.5 s",
 		load: func(scale float64) bench.Load {
 			load := bench.DefaultMultiRound()
 			load.QPS = float64(load.Users) / (roundGap.Seconds() * scale)
+			load.RampUp = time.Duration(float64(roundGap) * scale)
 			load.IgnoreEOS = true
 			return load
 		},

@@ -335,12 +335,14 @@ func (s *Stack) Decisions(ctx context.Context) ([]*firsttokenv1.Decision, error)
 	if err != nil {
 		return nil, err
 	}
-	var raw []json.RawMessage
+	var raw struct {
+		Decisions []json.RawMessage `json:"decisions"`
+	}
 	if err := json.Unmarshal(text, &raw); err != nil {
 		return nil, fmt.Errorf("/decisions: %w", err)
 	}
-	records := make([]*firsttokenv1.Decision, len(raw))
-	for i, text := range raw {
+	records := make([]*firsttokenv1.Decision, len(raw.Decisions))
+	for i, text := range raw.Decisions {
 		records[i] = new(firsttokenv1.Decision)
 		if err := protojson.Unmarshal(text, records[i]); err != nil {
 			return nil, fmt.Errorf("/decisions: %w", err)
