@@ -157,6 +157,31 @@ func TestEventsComeLate(t *testing.T) {
 	}
 }
 
+// TestOwnMemoryFindsWhatWasRouted, in blocks smaller and larger than it keeps:
+// the second prompt begins as the first, and goes where that went.
+func TestOwnMemoryFindsWhatWasRouted(t *testing.T) {
+	for _, size := range []int{16, 64, 128} {
+		p := plain
+		p.KVTokens, p.BatchTokens = 10_000, 1000
+		for seed := range uint64(10) {
+			s := setup(p, 2, "trapezoid")
+			s.Truth, s.BlockTokens, s.Seed = replay.Routed, size, seed
+			r := run(t, s, replay.Open([]trace.Request{
+				{At: 0, Prompt: 260, Output: 1, Blocks: blocks(1, 260/size)},
+				{At: time.Second, Prompt: 400, Output: 1, Blocks: append(blocks(1, 256/size), blocks(2, 130/size)...)},
+			}))
+			if q := r.Requests[1]; q.Endpoint != r.Requests[0].Endpoint || q.Cached != 256 {
+				t.Errorf("blocks of %d: %+v, want the engine that has 256 tokens of it", size, q)
+			}
+		}
+	}
+	s := setup(plain, 1, "trapezoid")
+	s.Truth = replay.Routed
+	if _, err := replay.Run(context.Background(), s, replay.Open(nil)); err == nil || !strings.Contains(err.Error(), "blocks of 64") {
+		t.Errorf("error %v for blocks of 10, want one that says which there may be", err)
+	}
+}
+
 // TestOnlyWholeBlocksAreFound: the last of a trace's hash ids stands for a block
 // that the prompt does not fill.
 func TestOnlyWholeBlocksAreFound(t *testing.T) {
@@ -287,7 +312,7 @@ func variants() map[string]replay.Setup {
 		change(&s)
 		all[name] = s
 	}
-	with("own memory", func(s *replay.Setup) { s.Truth = replay.Routed })
+	with("own memory", func(s *replay.Setup) { s.Truth, s.BlockTokens = replay.Routed, 16 })
 	with("ledger", func(s *replay.Setup) { s.Ledger = true })
 	with("shared tiers", func(s *replay.Setup) { s.Shared, s.FetchPerToken = true, 2e-4 })
 	return all

@@ -94,6 +94,7 @@ func (o *router) publish(endpoints []*endpoint) {
 			if o.memories != nil {
 				o.memories[i].Observe(e.id, counters.Reading{
 					CapacityTokens: scoring.Tokens(e.setup.Profile.KVTokens), HostTokens: scoring.Tokens(e.setup.Profile.HostTokens),
+					BlockSize: scoring.Tokens(o.run.setup.BlockTokens),
 				}, false)
 			}
 		}

@@ -228,11 +228,14 @@ func (r *run) arrive() {
 	r.taken++
 	r.mark()
 	f.engine = r.engineRequest(f.n, q)
-	chain := q.Blocks[:len(f.engine.Chunks)]
+	chain, size := q.Blocks[:len(f.engine.Chunks)], r.setup.BlockTokens
+	if r.setup.Truth == Routed {
+		chain, size = rechain(chain, size), routedBlock
+	}
 	f.prompt = &scoring.Prompt{
-		Streamed: true, Source: scoring.TokensNative, BlockTokens: scoring.Tokens(r.setup.BlockTokens),
+		Streamed: true, Source: scoring.TokensNative, BlockTokens: scoring.Tokens(size),
 		Sequences: []scoring.Sequence{{
-			Length: r.believed(q.Prompt), Usable: scoring.Tokens(len(chain) * r.setup.BlockTokens), Copies: 1, Chain: chain,
+			Length: r.believed(q.Prompt), Usable: scoring.Tokens(len(chain) * size), Copies: 1, Chain: chain,
 		}},
 	}
 	r.flights[f.engine.ID] = f
@@ -257,6 +260,30 @@ func (r *run) engineRequest(n int, q trace.Request) simulator.Request {
 	}
 	e.Chunks = e.Blocks[:whole]
 	return e
+}
+
+// routedBlock is the size of the blocks that package routed remembers.
+const routedBlock = 64
+
+// rechain names blocks of routedBlock tokens by names of blocks of another size,
+// of which one is a multiple of the other.
+func rechain(chain []uint64, size int) []uint64 {
+	if size < routedBlock {
+		every := routedBlock / size
+		names := make([]uint64, len(chain)/every)
+		for i := range names {
+			names[i] = chain[(i+1)*every-1] // it stands for all before it too
+		}
+		return names
+	}
+	names := make([]uint64, 0, len(chain)*size/routedBlock)
+	for _, k := range chain {
+		for part := range size / routedBlock {
+			// A trace's names are small numbers, which ChainBlock takes for hashes.
+			names = append(names, scoring.ChainBlock(0, []uint32{uint32(k), uint32(k >> 32), uint32(part)})) //nolint:gosec // both halves are there
+		}
+	}
+	return names
 }
 
 // believed is what the router takes a prompt's length for.

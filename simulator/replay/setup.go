@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -97,6 +98,9 @@ func (s *Setup) validate() error {
 	}
 	if s.BlockTokens < 0 {
 		faults = append(faults, fmt.Errorf("block of %d tokens: must be above 0", s.BlockTokens))
+	}
+	if size := cmp.Or(s.BlockTokens, defaultBlockTokens); s.Truth == Routed && routedBlock%size != 0 && size%routedBlock != 0 {
+		faults = append(faults, fmt.Errorf("block of %d tokens: own memory is of blocks of %d, write a multiple or a divisor", size, routedBlock))
 	}
 	for i, e := range s.Endpoints {
 		if e.Profile.KVTokens < max(s.BlockTokens, 1) || e.Profile.BatchTokens < 1 || e.Profile.MaxSeqs < 1 {
