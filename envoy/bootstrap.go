@@ -149,7 +149,7 @@ func (c Config) withoutControlHeaders() *corev3.TypedExtensionConfig {
 
 // externalProcessor asks the service about every request.
 func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
-	return &extprocv3.ExternalProcessor{
+	p := &extprocv3.ExternalProcessor{
 		GrpcService: grpcService(),
 		// A service that is down costs the choice, never the request.
 		FailureModeAllow: true,
@@ -169,6 +169,11 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 			ReceivingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{MetadataBalancer, Metadata}},
 		},
 	}
+	if c.MaxMessageTimeout > 0 {
+		// message_timeout stays short: a service that hangs is left alone soon.
+		p.MaxMessageTimeout = durationpb.New(c.MaxMessageTimeout)
+	}
+	return p
 }
 
 // accessLogService tells the service of every request's end at once.

@@ -19,6 +19,10 @@ type Config struct {
 	// DecisionDeadline is the service's own, above zero. Envoy's patience is set
 	// above it, so that a choice which comes late is not lost.
 	DecisionDeadline time.Duration
+	// MaxMessageTimeout is the longest time that the service may ask Envoy to
+	// wait for one answer, for requests that it holds: at most an hour. 0: it
+	// holds none, and may not ask.
+	MaxMessageTimeout time.Duration
 	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
 	// so that the client of too long a body gets the service's answer.
 	BodyLimit int
@@ -69,6 +73,9 @@ const systemAuthorities = "/etc/ssl/certs/ca-certificates.crt"
 // deadlineMargin is the time for a body to reach the service, for what it does
 // after its deadline, and for its answer.
 const deadlineMargin = 500 * time.Millisecond
+
+// maxMessageTimeout is the largest that Envoy takes.
+const maxMessageTimeout = time.Hour
 
 // bodyLimitMargin keeps Envoy's own limit above the service's.
 const bodyLimitMargin = 1 << 20
@@ -138,6 +145,9 @@ func (c Config) ValidateResources() error {
 	}
 	if c.DecisionDeadline <= 0 {
 		faults = append(faults, fmt.Errorf("decision deadline: is %s; write the service's own", c.DecisionDeadline))
+	}
+	if c.MaxMessageTimeout < 0 || c.MaxMessageTimeout > maxMessageTimeout {
+		faults = append(faults, fmt.Errorf("max message timeout: is %s; write 0s to %s", c.MaxMessageTimeout, maxMessageTimeout))
 	}
 	if c.BodyLimit <= 0 {
 		faults = append(faults, fmt.Errorf("body limit: is %d; write the number of bytes that the service takes", c.BodyLimit))

@@ -1,5 +1,7 @@
 package envoy
 
+import "time"
+
 // Headers and metadata through which the service tells Envoy its choice. The
 // names of the gateway API are those of the Endpoint Picker protocol.
 const (
@@ -54,3 +56,7 @@ var ControlHeaders = []string{
 
 // controlPrefixes begin every control header, those of later versions too.
 var controlPrefixes = []string{HeaderEndpoint, "x-firsttoken-"}
+
+// HoldMargin is how much longer than it may hold a request the service asks
+// Envoy to wait for its answer: time for the choice and for the way back.
+const HoldMargin = time.Second

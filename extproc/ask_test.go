@@ -29,7 +29,7 @@ func encodeIDs(ctx context.Context, r prompt.Request) (*scoring.Prompt, error) {
 type asker struct {
 	takes time.Duration
 	deaf  bool // it does not look at ctx
-	// picked is how many decisions there were when done was called.
+	// picked is how many requests are decided for when done is called.
 	picked func() int
 
 	asked atomic.Int32
@@ -80,11 +80,7 @@ func TestAsk(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				source := c.asker
 				f := newFixture(t, pool(2), func(_ *Config, d *Deps) { d.Encoder, d.Ask = encoderFunc(encodeIDs), source.ask })
-				source.picked = func() int {
-					f.mu.Lock()
-					defer f.mu.Unlock()
-					return len(f.decided)
-				}
+				source.picked = func() int { return f.picker.Stats().Open }
 				stream := f.open(t, buffered, streamed)
 				stream.one(t, completion())
 				began := time.Now()

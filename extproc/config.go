@@ -18,6 +18,11 @@ type Config struct {
 	// It must stay below message_timeout of Envoy's filter, at which Envoy goes on
 	// without a choice; "firsttoken envoy bootstrap" sets that half a second above.
 	DecisionDeadline time.Duration `yaml:"decision_deadline"`
+	// MaxMessageTimeout is the most that Envoy's filter may be asked to wait for
+	// one answer: its max_message_timeout, which "firsttoken envoy bootstrap" sets
+	// to this where scoring.hold.enabled is true. Requests whose bodies Envoy
+	// buffers are held by its leave alone; scoring.hold.max must be below it.
+	MaxMessageTimeout time.Duration `yaml:"max_message_timeout"`
 	// BodyLimit is the largest request body in bytes; a longer one of a
 	// completion is answered 413. Envoy's per_connection_buffer_limit_bytes
 	// must be above it.
@@ -51,6 +56,7 @@ func DefaultConfig() Config {
 	return Config{
 		Listen:              "127.0.0.1:9002",
 		DecisionDeadline:    500 * time.Millisecond,
+		MaxMessageTimeout:   time.Minute,
 		BodyLimit:           32 << 20,
 		Fallbacks:           maxFallbacks,
 		DestinationHeader:   true,
@@ -65,6 +71,9 @@ func DefaultConfig() Config {
 // maxFallbacks: Envoy tries twice more in our config, and each address costs
 // every request some bytes of header.
 const maxFallbacks = 2
+
+// envoyMaxMessageTimeout is the largest that Envoy takes.
+const envoyMaxMessageTimeout = time.Hour
 
 // maxBodyLimit keeps body limit plus framing inside gRPC's message length.
 const maxBodyLimit = 1 << 30
@@ -84,6 +93,9 @@ func (c Config) Validate(path string) error {
 	}
 	if c.DecisionDeadline <= 0 {
 		fault("decision_deadline", "is %s; write a duration above zero, such as 500ms", c.DecisionDeadline)
+	}
+	if c.MaxMessageTimeout <= 0 || c.MaxMessageTimeout > envoyMaxMessageTimeout {
+		fault("max_message_timeout", "is %s; write a duration above zero and at most 1h, such as 1m", c.MaxMessageTimeout)
 	}
 	if c.BodyLimit < 1 || c.BodyLimit > maxBodyLimit {
 		fault("body_limit_bytes", "is %d; write 1 to %d", c.BodyLimit, maxBodyLimit)

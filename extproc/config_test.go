@@ -3,6 +3,7 @@ package extproc
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestConfigFaults(t *testing.T) {
@@ -16,6 +17,8 @@ func TestConfigFaults(t *testing.T) {
 		{func(c *Config) { c.Listen = "9002" }, `server.listen: "9002" is no address`},
 		{func(c *Config) { c.Listen = "unix:" }, `server.listen: "unix:" names no file`},
 		{func(c *Config) { c.DecisionDeadline = 0 }, "server.decision_deadline: is 0s"},
+		{func(c *Config) { c.MaxMessageTimeout = 0 }, "server.max_message_timeout: is 0s"},
+		{func(c *Config) { c.MaxMessageTimeout = 61 * time.Minute }, "server.max_message_timeout: is 1h1m0s"},
 		{func(c *Config) { c.BodyLimit = 0 }, "server.body_limit_bytes: is 0"},
 		{func(c *Config) { c.BodyLimit = 2 << 30 }, "server.body_limit_bytes: is 2147483648"},
 		{func(c *Config) { c.Fallbacks = 3 }, "server.fallbacks: is 3"},
@@ -32,7 +35,7 @@ func TestConfigFaults(t *testing.T) {
 		}
 	}
 	bad := Config{Listen: "x", Fallbacks: 9}
-	if err := bad.Validate("s"); err == nil || len(strings.Split(err.Error(), "\n")) != 6 {
+	if err := bad.Validate("s"); err == nil || len(strings.Split(err.Error(), "\n")) != 7 {
 		t.Errorf("not every fault is named: %v", err)
 	}
 }

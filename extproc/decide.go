@@ -80,12 +80,10 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 		st.metrics.stage(stageEncode, time.Since(received))
 	}
 	st.model, p.Received = p.Model, st.began
-	done := st.askSources(ctx, p)
-	defer done()
-	if gone := st.conn.Context().Err(); gone != nil {
+	d, err := st.pick(ctx, p)
+	if gone := st.conn.Context().Err(); gone != nil && d == nil {
 		return nil, gone
 	}
-	d, err := st.pick(p)
 	if err != nil && !generation {
 		// Whether such a request needs an endpoint at all is not ours to say.
 		st.metrics.fallback(causeOf(err))
@@ -94,28 +92,47 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	return d, err
 }
 
-// pick asks for the decision and tells everybody who wants to know.
-func (st *stream) pick(p *scoring.Prompt) (*scoring.Decision, error) {
-	began := time.Now()
-	d, err := st.picker.Pick(newID(), p)
-	if errors.Is(err, scoring.ErrModelRequired) && st.unread {
-		// The model is not missing from the request, only unknown to us.
-		p = unsized()
-		p.Received = st.began
-		d, err = st.picker.Pick(newID(), p)
-	}
+// pick asks for the decision, waits for it where the request is held, and tells
+// everybody who wants to know.
+func (st *stream) pick(ctx context.Context, p *scoring.Prompt) (*scoring.Decision, error) {
+	o, err := st.weigh(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	st.metrics.stage(stagePick, time.Since(began))
+	d, err := st.await(o)
+	if err != nil {
+		return nil, err
+	}
 	st.metrics.decision(d)
-	if st.sampler.take(began) {
+	if st.sampler.take(time.Now()) {
 		logDecision(st.conn.Context(), st.log, d)
 	}
 	if st.observer != nil {
 		st.observer.Decided(d)
 	}
 	return d, nil
+}
+
+// weigh offers the prompt to the picker, with what is cached of it as far as that
+// is known when ctx, the decision deadline, ends.
+func (st *stream) weigh(ctx context.Context, p *scoring.Prompt) (offered, error) {
+	done := st.askSources(ctx, p)
+	defer done()
+	if gone := st.conn.Context().Err(); gone != nil {
+		return offered{}, gone
+	}
+	began := time.Now()
+	o := st.offer(p)
+	if errors.Is(o.err, scoring.ErrModelRequired) && st.unread {
+		// The model is not missing from the request, only unknown to us.
+		p = unsized()
+		p.Received = st.began
+		o = st.offer(p)
+	}
+	if o.err == nil {
+		st.metrics.stage(stagePick, time.Since(began))
+	}
+	return o, o.err
 }
 
 // encode sizes the request before ctx, the decision deadline, ends. Where that

@@ -30,7 +30,7 @@ var readinessServices = []string{
 func (s *Server) SetReady(ready bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.setReadyLocked(ready && !s.draining)
+	s.setReadyLocked(ready && s.draining.Err() == nil)
 }
 
 // setReadyLocked publishes readiness. Caller must hold mu.
@@ -70,12 +70,12 @@ func (w watchStream) Context() context.Context { return w.ctx }
 // errStopping ends streams that would never end by themselves.
 var errStopping = status.Error(codes.Unavailable, "the server stops")
 
-// Drain reports NOT_SERVING, goes on serving for the configured delay so that
+// Drain reports NOT_SERVING, sends on what is held, goes on serving for the configured delay so that
 // every Envoy sees it, then takes no new stream and waits for the open ones.
 // When ctx is done, what is still open is cut.
 func (s *Server) Drain(ctx context.Context) {
 	s.mu.Lock()
-	s.draining = true
+	s.beginDrain()
 	s.setReadyLocked(false)
 	s.mu.Unlock()
 

@@ -28,6 +28,8 @@ type Metrics struct {
 	moved       prometheus.Counter
 	records     *prometheus.CounterVec
 	streams     *prometheus.GaugeVec
+	holds       *prometheus.CounterVec
+	holdTime    prometheus.Histogram
 	stageByName map[stage]prometheus.Observer
 }
 
@@ -127,13 +129,18 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "firsttoken_streams", Help: "Open ext_proc streams by what they are at.",
 		}, []string{"phase"}),
+		holds: counters("holds_total", "Requests that were held, by what ended it: event, max_hold, drain, cancelled.", "cause"),
+		holdTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "firsttoken_hold_seconds", Buckets: ttftBuckets,
+			Help: "How long requests were held before they were sent to an endpoint, or cancelled.",
+		}),
 		stageByName: map[stage]prometheus.Observer{},
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
-		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams)
+		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams, m.holds, m.holdTime)
 	return m
 }
 
@@ -142,6 +149,11 @@ func (m *Metrics) stage(s stage, d time.Duration) { m.stageByName[s].Observe(d.S
 func (m *Metrics) fallback(cause string) { m.fallbacks.WithLabelValues(cause).Inc() }
 
 func (m *Metrics) refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(status)).Inc() }
+
+func (m *Metrics) held(cause holdCause, d time.Duration) {
+	m.holds.WithLabelValues(string(cause)).Inc()
+	m.holdTime.Observe(d.Seconds())
+}
 
 func (m *Metrics) decision(d *scoring.Decision) {
 	m.decisions.WithLabelValues(string(d.Reason)).Inc()

@@ -83,11 +83,13 @@ type Server struct {
 	// stopping is done when streams that would never end must be let go.
 	stopping context.Context //nolint:containedctx // the server's life, not a call's
 	stop     context.CancelFunc
+	// draining is done once Drain has begun: nothing is held from then on.
+	draining   context.Context //nolint:containedctx // the server's life, not a call's
+	beginDrain context.CancelFunc
 
 	sampler sampler
 
-	mu       sync.Mutex // guards the order of readiness and drain
-	draining bool
+	mu sync.Mutex // guards the order of readiness and drain
 }
 
 // messageOverhead is what a message may hold besides the body: headers,
@@ -110,6 +112,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.draining, s.beginDrain = context.WithCancel(s.stopping)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
 		// Replies in full duplex are chunks; nothing larger is ever sent.

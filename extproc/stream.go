@@ -155,6 +155,7 @@ type phase string
 const (
 	phaseReceiving phase = "receiving" // the request comes in
 	phaseDeciding  phase = "deciding"
+	phaseHeld      phase = "held"      // until an endpoint is ready for it
 	phaseWaiting   phase = "waiting"   // for the first chunk of the response
 	phaseAnswering phase = "answering" // the response goes on
 	phaseGone      phase = ""          // before and after

@@ -48,6 +48,20 @@ func (a *account) backlog(now time.Time) time.Duration {
 	return a.work - r.left + min(r.left, oldest)
 }
 
+// fallsTo is when the backlog will have fallen to limit, below what it is now, by
+// time alone; zero: it will not.
+func (a *account) fallsTo(limit time.Duration) time.Time {
+	r := a.queue.head
+	if r == nil {
+		return time.Time{}
+	}
+	oldest := limit - (a.work - r.left) // what the oldest may count then
+	if oldest < time.Duration(leastShare*float64(r.work)) {
+		return time.Time{}
+	}
+	return later(r.dispatched, a.lastFirst).Add(r.work - oldest)
+}
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

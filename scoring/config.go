@@ -30,6 +30,8 @@ type Config struct {
 	// KVAwareThreshold is how many tokens of a prompt a match may leave out to count
 	// for kvaware; 0: any match counts.
 	KVAwareThreshold Tokens `yaml:"kvaware_threshold"`
+	// Hold lets requests wait here, the shortest first, while engines are busy.
+	Hold HoldConfig `yaml:"hold"`
 	// DecodingAge is how long a request past its first token is kept on the books
 	// when nothing tells of its end (no access log service).
 	DecodingAge time.Duration `yaml:"decoding_age"`
@@ -43,6 +45,7 @@ func DefaultConfig() Config {
 		BatchTokens:      8192,
 		KVRoom:           true,
 		KVAwareThreshold: 2000,
+		Hold:             DefaultHoldConfig(),
 		DecodingAge:      10 * time.Minute,
 	}
 }
@@ -64,6 +67,11 @@ func (c Config) Validate(path string) error {
 	}
 	if c.DecodingAge <= 0 {
 		faults = append(faults, fmt.Errorf("%s.decoding_age: is %s; write a duration above zero, such as 10m", path, c.DecodingAge))
+	}
+	faults = append(faults, c.Hold.Validate(path+".hold"))
+	if c.Hold.Enabled && c.Policy != PolicyTTFT {
+		faults = append(faults, fmt.Errorf("%s.hold.enabled: policy %s does not know when an engine is free; set %s.policy to %s, or this to false",
+			path, c.Policy, path, PolicyTTFT))
 	}
 	return errors.Join(faults...)
 }

@@ -108,8 +108,10 @@ const (
 type Decision struct {
 	// ID is random and unguessable enough never to repeat; it ties the access
 	// log's record to the decision.
-	ID     string
-	Time   time.Time
+	ID   string
+	Time time.Time
+	// Held is how long the request was held before.
+	Held   time.Duration
 	Model  string
 	Policy string
 	Reason Reason

@@ -37,7 +37,7 @@ type KindFit struct {
 func (p *Picker) Fits() Fits {
 	l := p.ledger
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	var f Fits
 	for id, pool := range l.pools {
 		f.Models = append(f.Models, ModelFit{id, pool.fit})
@@ -58,7 +58,7 @@ func (p *Picker) Fits() Fits {
 func (p *Picker) Restore(f Fits) error {
 	l := p.ledger
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	var faults []error
 	for i, m := range f.Models[:min(len(f.Models), maxPools)] {
 		if err := m.check(); err != nil {

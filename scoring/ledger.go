@@ -19,12 +19,15 @@ type Clock func() time.Time
 // One mutex guards everything in it, and the state of all its reservations. It
 // is held for a scan over the endpoints of one request, never across I/O.
 type ledger struct {
-	cfg   Config // set once
-	clock Clock  // set once
+	cfg    Config // set once
+	clock  Clock  // set once
+	policy Policy // set once
+	// rescheduled gets a value when nextRelease changed.
+	rescheduled chan struct{}
 
 	mu sync.Mutex // guards the following fields and every Reservation's
-	// now is the time of the last event.
-	now time.Time
+	// now is the time of the last event, began that of the first.
+	now, began time.Time
 	// rng breaks ties.
 	rng *rand.Rand
 	// accounts has exactly the endpoints last given to sync.
@@ -52,6 +55,15 @@ type ledger struct {
 	// set and found are followLocked's, kept from call to call.
 	set   []uint64
 	found []int32
+	// endpoints are those last given to sync.
+	endpoints []Endpoint
+	// held has what waits to be sent, heldNumber the number of the last of them.
+	// released are those that an event let go, until unlock tells of it, and
+	// nextRelease is when time alone will be such an event; zero: never.
+	held        heldOrder
+	heldNumber  uint64
+	released    []*Held
+	nextRelease time.Time
 }
 
 // account is what one life of one endpoint owes. Reservations point at it, so
@@ -91,6 +103,11 @@ type account struct {
 	// turns is when the endpoint was last chosen, by pool.
 	turns map[string]uint64
 	sent  rate
+	// The following are of use during a pass over what is held: backlogged is the
+	// backlog with the work of those that stay in it, limit what it may be, in
+	// seconds; stayTokens are the prompts of those that stay.
+	backlogged, limit float64
+	stayTokens        Tokens
 }
 
 // Counts are totals since start.
@@ -108,16 +125,18 @@ type Counts struct {
 	Moved uint64
 }
 
-func newLedger(cfg Config, clock Clock, rng *rand.Rand) *ledger {
+func newLedger(cfg Config, policy Policy, clock Clock, rng *rand.Rand) *ledger {
 	return &ledger{
-		cfg:      cfg,
-		clock:    clock,
-		rng:      rng,
-		accounts: make(map[EndpointID]*account),
-		open:     make(map[string]*Reservation),
-		underWay: newOptimistic(),
-		pools:    make(map[string]*pool),
-		kinds:    make(map[kindID]*kind),
+		cfg:         cfg,
+		clock:       clock,
+		policy:      policy,
+		rescheduled: make(chan struct{}, 1),
+		rng:         rng,
+		accounts:    make(map[EndpointID]*account),
+		open:        make(map[string]*Reservation),
+		underWay:    newOptimistic(),
+		pools:       make(map[string]*pool),
+		kinds:       make(map[kindID]*kind),
 	}
 }
 
@@ -126,6 +145,9 @@ func newLedger(cfg Config, clock Clock, rng *rand.Rand) *ledger {
 func (l *ledger) lock() time.Time {
 	l.mu.Lock()
 	l.now = later(l.now, l.clock())
+	if l.began.IsZero() {
+		l.began = l.now
+	}
 	l.closeGroupsLocked()
 	l.elapseLocked()
 	l.underWay.elapse(l.now)
@@ -136,7 +158,7 @@ func (l *ledger) lock() time.Time {
 // that are gone: all that was booked there is released.
 func (l *ledger) sync(endpoints []Endpoint) {
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	present := make(map[EndpointID]*account, len(endpoints))
 	pools, kinds := make(map[string]bool), make(map[kindID]bool)
 	for i := range endpoints {
@@ -180,6 +202,8 @@ func (l *ledger) sync(endpoints []Endpoint) {
 		}
 	}
 	l.roomLocked()
+	l.endpoints = endpoints
+	l.syncHeldLocked()
 }
 
 func (l *ledger) poolLocked(id string) *pool {
@@ -216,14 +240,14 @@ func (l *ledger) fitLocked(a *account) *Fit {
 // numbers and reorders them: the choice, the next two, the rest in no order.
 // Candidates whose endpoint is gone meanwhile are dropped; ErrNoEndpoint says
 // that none is left.
-func (l *ledger) reserve(d *Decision, policy Policy) error {
+func (l *ledger) reserve(d *Decision) error {
 	d.Time = l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if err := l.completeLocked(d); err != nil {
 		return err
 	}
 	l.arriveLocked(d)
-	l.rankLocked(d, policy)
+	l.rankLocked(d)
 	l.bookLocked(d)
 	return nil
 }
@@ -239,10 +263,16 @@ func (l *ledger) completeLocked(d *Decision) error {
 		return ErrNoEndpoint
 	}
 	l.followLocked(d)
+	l.weighAllLocked(d)
+	return nil
+}
+
+// weighAllLocked gives all candidates the numbers of this moment. Caller must hold
+// mu.
+func (l *ledger) weighAllLocked(d *Decision) {
 	for i := range d.Candidates {
 		l.weighLocked(d, &d.Candidates[i])
 	}
-	return nil
 }
 
 // followLocked finds what requests under way bring to each candidate. Caller
@@ -337,28 +367,42 @@ func (l *ledger) arriveLocked(d *Decision) {
 }
 
 // rankLocked puts the best candidates first. Caller must hold mu.
-func (l *ledger) rankLocked(d *Decision, policy Policy) {
-	candidates := d.Candidates
-	pool := candidates[0].account.pool
-	fit := &pool.fit
-	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: fit.SecondsPerToken(), SecondsPerStep: fit.SecondsPerStep()}
-	policy.Rank(d.Prompt, d.Pool, candidates)
-	for front := range min(len(candidates), 1+alternates) {
-		best, ties := front, 1
-		for i := front + 1; i < len(candidates); i++ {
-			c, b := &candidates[i], &candidates[best]
-			switch {
-			case c.Cost < b.Cost, c.Cost == b.Cost && c.Tie < b.Tie:
-				best, ties = i, 1
-			case c.Cost == b.Cost && c.Tie == b.Tie:
-				// Each of n equals wins once in n.
-				if ties++; l.rng.IntN(ties) == 0 {
-					best = i
-				}
-			}
-		}
+func (l *ledger) rankLocked(d *Decision) {
+	l.costLocked(d)
+	l.frontLocked(d.Candidates, 1+alternates)
+}
+
+// costLocked has the policy rank the candidates. Caller must hold mu.
+func (l *ledger) costLocked(d *Decision) {
+	pool := d.Candidates[0].account.pool
+	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep()}
+	l.policy.Rank(d.Prompt, d.Pool, d.Candidates)
+}
+
+// frontLocked puts the best n of ranked candidates first. Caller must hold mu.
+func (l *ledger) frontLocked(candidates []Candidate, n int) {
+	for front := range min(len(candidates), n) {
+		best := front + l.bestLocked(candidates[front:])
 		candidates[front], candidates[best] = candidates[best], candidates[front]
 	}
+}
+
+// bestLocked is the index of the best of ranked candidates. Caller must hold mu.
+func (l *ledger) bestLocked(candidates []Candidate) int {
+	best, ties := 0, 1
+	for i := 1; i < len(candidates); i++ {
+		c, b := &candidates[i], &candidates[best]
+		switch {
+		case c.Cost < b.Cost, c.Cost == b.Cost && c.Tie < b.Tie:
+			best, ties = i, 1
+		case c.Cost == b.Cost && c.Tie == b.Tie:
+			// Each of n equals wins once in n.
+			if ties++; l.rng.IntN(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best
 }
 
 // bookLocked books the request at its first candidate. Caller must hold mu.
@@ -442,7 +486,7 @@ func (l *ledger) elapseLocked() {
 // age since the last call.
 func (l *ledger) expire() []*Reservation {
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	overdue := l.overdue
 	l.overdue = nil
 	return overdue

@@ -10,7 +10,6 @@ import (
 // Safe for concurrent use.
 type Picker struct {
 	policyID string       // set once
-	policy   Policy       // set once
 	sources  []CacheIndex // set once
 	ledger   *ledger
 
@@ -33,7 +32,7 @@ func NewPicker(cfg Config, clock Clock, rng *rand.Rand, sources ...CacheIndex) (
 // NewPickerWith is NewPicker with a policy of the caller's in place of
 // cfg.Policy; id names it in decisions.
 func NewPickerWith(cfg Config, id string, policy Policy, clock Clock, rng *rand.Rand, sources ...CacheIndex) *Picker {
-	p := &Picker{policyID: id, policy: policy, sources: sources, ledger: newLedger(cfg, clock, rng)}
+	p := &Picker{policyID: id, sources: sources, ledger: newLedger(cfg, policy, clock, rng)}
 	p.endpoints.Store(new([]Endpoint))
 	return p
 }
@@ -56,7 +55,7 @@ func (p *Picker) Pick(id string, prompt *Prompt) (*Decision, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.ledger.reserve(d, p.policy); err != nil {
+	if err := p.ledger.reserve(d); err != nil {
 		return nil, err
 	}
 	d.Reason = p.reason(d)

@@ -82,7 +82,7 @@ func (r *Reservation) Endpoint() (e Endpoint, known bool) {
 func (r *Reservation) Served(address string) bool {
 	l := r.ledger
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if r.state == ended || address == "" || (r.candidate != nil && r.candidate.Endpoint.Address == address) {
 		return false
 	}
@@ -121,7 +121,7 @@ func (r *Reservation) knowsLocked(address string) bool {
 func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 	l := r.ledger
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	d := r.decision
 	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at || sequence >= len(d.Prompt.Sequences) {
 		return
@@ -157,7 +157,7 @@ func (r *Reservation) leaveBy(area Work, work time.Duration) {
 func (r *Reservation) Sent() {
 	l := r.ledger
 	now := l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if r.state != queued || r.sent {
 		return
 	}
@@ -171,7 +171,7 @@ func (r *Reservation) Sent() {
 func (r *Reservation) Prefilled(at EndpointID) bool {
 	l := r.ledger
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if r.state != queued || r.candidate == nil || r.candidate.Endpoint.ID != at {
 		return false
 	}
@@ -199,7 +199,7 @@ func (r *Reservation) beganLocked() time.Time {
 func (r *Reservation) FirstToken() (ttft time.Duration, first bool) {
 	l := r.ledger
 	now := l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if r.state == ended || r.answered {
 		return 0, false
 	}
@@ -257,7 +257,7 @@ func (r *Reservation) teachLocked() {
 func (r *Reservation) End() bool {
 	l := r.ledger
 	now := l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	if r.state == ended {
 		return false
 	}

@@ -114,7 +114,7 @@ func (a *account) stale(r *Reservation) {
 // setEngine takes in what an engine says of itself.
 func (l *ledger) setEngine(id EndpointID, e Engine) {
 	l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	a := l.accounts[id]
 	if a == nil {
 		return

@@ -45,7 +45,7 @@ func (p *Picker) Stats() Stats {
 	endpoints := p.Endpoints()
 	l := p.ledger
 	now := l.lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	s := Stats{
 		Endpoints: make([]EndpointStats, 0, len(endpoints)),
 		Open:      len(l.open),

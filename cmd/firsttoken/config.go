@@ -17,6 +17,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/envoy/xds"
 	"github.com/firsttoken/firsttoken/extproc"
 	"github.com/firsttoken/firsttoken/hub"
@@ -141,6 +142,11 @@ func (c config) validate() error {
 		c.Memory.Validate("memory"),
 		c.validateXDS(),
 		c.State.Validate("state"),
+	}
+	if most := c.Server.MaxMessageTimeout - envoy.HoldMargin; c.Scoring.Hold.Enabled && c.Scoring.Hold.Max > most && c.Server.MaxMessageTimeout > 0 {
+		faults = append(faults, fmt.Errorf("scoring.hold.max: is %s, but Envoy waits no longer than server.max_message_timeout (%s), %s of it for the way back: "+
+			"write at most %s, or raise server.max_message_timeout and with it max_message_timeout of Envoy's ext_proc filter (\"firsttoken envoy bootstrap\" writes it)",
+			c.Scoring.Hold.Max, c.Server.MaxMessageTimeout, envoy.HoldMargin, max(0, most)))
 	}
 	for i, e := range c.Endpoints {
 		if _, ok := c.LMCache.Groups[e.LMCache.Group]; !ok && e.LMCache.Group != "" {
@@ -366,6 +372,10 @@ func (c config) summary() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "ok: %s, policy %s, Envoy at %s, admin at %s\n",
 		plural(len(c.Endpoints), "endpoint"), c.Scoring.Policy, c.Server.Listen, c.Admin.Listen)
+	if c.Scoring.Hold.Enabled {
+		fmt.Fprintf(&b, "requests are held for up to %s; Envoy's ext_proc filter needs max_message_timeout: %s\n",
+			c.Scoring.Hold.Max, c.Server.MaxMessageTimeout)
+	}
 	for _, e := range c.Endpoints {
 		fmt.Fprintf(&b, "endpoint %s", e.Address)
 		if e.Name != "" {

@@ -128,6 +128,9 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 // serviceForEnvoy fills in what listeners, routes and clusters depend on.
 func serviceForEnvoy(cfg config, proxy *envoy.Config) error {
 	proxy.BodyLimit, proxy.DecisionDeadline = cfg.Server.BodyLimit, cfg.Server.DecisionDeadline
+	if cfg.Scoring.Hold.Enabled {
+		proxy.MaxMessageTimeout = cfg.Server.MaxMessageTimeout
+	}
 	proxy.SkipVerify = cfg.Discovery.TLS.SkipVerify
 	if file := cfg.Discovery.TLS.CAFile; file != "" {
 		// Envoy may be started in another folder.

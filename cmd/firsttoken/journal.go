@@ -147,9 +147,12 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 		Candidates:   make([]*firsttokenv1.Candidate, len(d.Candidates)),
 	}
 	if !d.Prompt.Received.IsZero() {
-		r.DecisionSeconds = d.Time.Sub(d.Prompt.Received).Seconds()
+		r.DecisionSeconds = (d.Time.Sub(d.Prompt.Received) - d.Held).Seconds()
 	}
 	r.Kappa, r.SecondsPerToken, r.SecondsPerStep = d.Pool.Kappa, d.Pool.SecondsPerToken, d.Pool.SecondsPerStep
+	if d.Held > 0 {
+		r.HeldSeconds = new(d.Held.Seconds())
+	}
 	for i := range d.Candidates {
 		c := &d.Candidates[i]
 		r.Candidates[i] = &firsttokenv1.Candidate{

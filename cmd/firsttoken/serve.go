@@ -409,19 +409,26 @@ func (s *service) bound() bound {
 // request comes; each decision looks as well.
 const expireInterval = 100 * time.Millisecond
 
-// expire lets happen what happens in the ledger by time alone, until ctx ends.
+// expire lets happen what happens in the ledger by time alone, until ctx ends:
+// what is held goes at the moment it may.
 func (s *service) expire(ctx context.Context) error {
-	ticker := time.NewTicker(expireInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(expireInterval)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
 			for _, r := range s.picker.Expire() {
 				s.observe.Ended(r.Decision(), scoring.OutcomeExpired, "")
 			}
+		case <-s.picker.Rescheduled():
 		}
+		wait := expireInterval
+		if at, ok := s.picker.NextRelease(); ok {
+			wait = max(0, min(wait, time.Until(at)))
+		}
+		timer.Reset(wait)
 	}
 }
 

@@ -22,6 +22,8 @@ import (
 type service struct {
 	address string
 	picker  *scoring.Picker
+	server  *extproc.Server
+	metrics *prometheus.Registry
 	events  *events
 }
 
@@ -41,31 +43,58 @@ func startService(t *testing.T, policy string, engines ...*engine) *service {
 // startServiceOn serves on l.
 func startServiceOn(t *testing.T, l net.Listener, policy string, engines ...*engine) *service {
 	t.Helper()
-	picker, err := scoring.NewPicker(choosing(policy), time.Now, rand.New(rand.NewPCG(1, 2)))
+	return startServiceWith(t, l, choosing(policy), engines...)
+}
+
+// startServiceWith serves on l and chooses as cfg says.
+func startServiceWith(t *testing.T, l net.Listener, choice scoring.Config, engines ...*engine) *service {
+	t.Helper()
+	picker, err := scoring.NewPicker(choice, time.Now, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	picker.SetEndpoints(endpoints(engines))
-	s := &service{picker: picker, events: newEvents()}
+	s := &service{picker: picker, metrics: prometheus.NewRegistry(), events: newEvents()}
 	cfg := extproc.DefaultConfig()
 	cfg.BodyLimit, cfg.DrainDelay = bodyLimit, 0
-	server := extproc.NewServer(cfg, extproc.Deps{
-		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(prometheus.NewRegistry()),
+	s.server = extproc.NewServer(cfg, extproc.Deps{
+		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(s.metrics),
 		Log: slog.New(slog.DiscardHandler), Observer: s.events, Probe: s.events.probe,
 	})
 	s.address = l.Addr().String()
-	server.SetReady(true)
+	s.server.SetReady(true)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- s.server.Serve(l) }()
 	t.Cleanup(func() {
 		now, cancel := context.WithCancel(context.Background())
 		cancel()
-		server.Drain(now)
+		s.server.Drain(now)
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
 	})
 	return s
+}
+
+// value is that of a metric: the one with the label, or all together where it is
+// empty.
+func (s *service) value(t *testing.T, name, label string) (sum float64) {
+	t.Helper()
+	families, err := s.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if label == "" || m.GetLabel()[0].GetValue() == label {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
 }
 
 func endpoints(engines []*engine) []scoring.Endpoint {

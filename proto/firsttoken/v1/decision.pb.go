@@ -74,7 +74,7 @@ type Decision struct {
 	// The number of tokens in each of prefix_blocks; 0 where there are none.
 	BlockTokens uint32 `protobuf:"varint,16,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
 	// Seconds from the first part of the request to the choice: receiving its body,
-	// making tokens of it, asking what is cached.
+	// making tokens of it, asking what is cached; held_seconds are not in it.
 	DecisionSeconds float64 `protobuf:"fixed64,17,opt,name=decision_seconds,json=decisionSeconds,proto3" json:"decision_seconds,omitempty"`
 	// How many seconds each second of own work was taken to cost the requests
 	// behind it.
@@ -83,8 +83,11 @@ type Decision struct {
 	SecondsPerToken float64 `protobuf:"fixed64,19,opt,name=seconds_per_token,json=secondsPerToken,proto3" json:"seconds_per_token,omitempty"`
 	// The learnt time of each step of the engine besides that was used.
 	SecondsPerStep float64 `protobuf:"fixed64,20,opt,name=seconds_per_step,json=secondsPerStep,proto3" json:"seconds_per_step,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Seconds that the request was held before the choice was made; absent where
+	// it was not.
+	HeldSeconds   *float64 `protobuf:"fixed64,21,opt,name=held_seconds,json=heldSeconds,proto3,oneof" json:"held_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Decision) Reset() {
@@ -253,6 +256,13 @@ func (x *Decision) GetSecondsPerToken() float64 {
 func (x *Decision) GetSecondsPerStep() float64 {
 	if x != nil {
 		return x.SecondsPerStep
+	}
+	return 0
+}
+
+func (x *Decision) GetHeldSeconds() float64 {
+	if x != nil && x.HeldSeconds != nil {
+		return *x.HeldSeconds
 	}
 	return 0
 }
@@ -529,7 +539,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x06\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x06\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -555,12 +565,14 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10decision_seconds\x18\x11 \x01(\x01R\x0fdecisionSeconds\x12\x14\n" +
 	"\x05kappa\x18\x12 \x01(\x01R\x05kappa\x12*\n" +
 	"\x11seconds_per_token\x18\x13 \x01(\x01R\x0fsecondsPerToken\x12(\n" +
-	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStepB\x11\n" +
+	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStep\x12&\n" +
+	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01B\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
-	"\b_outcome\"\xfb\x04\n" +
+	"\b_outcomeB\x0f\n" +
+	"\r_held_seconds\"\xfb\x04\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
