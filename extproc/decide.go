@@ -105,7 +105,7 @@ func (st *stream) pick(ctx context.Context, p *scoring.Prompt) (*scoring.Decisio
 	}
 	st.metrics.decision(d)
 	if st.sampler.take(time.Now()) {
-		logDecision(st.conn.Context(), st.log, d)
+		logDecision(ctx, st.log, d)
 	}
 	if st.observer != nil {
 		st.observer.Decided(d)

@@ -104,9 +104,9 @@ func (st *stream) drop(o offered, began time.Time) {
 }
 
 // patience asks Envoy to wait for the answer to a body for as long as a request
-// may be held: "When the ext_proc server receives a request message and needs
-// more time to process it, it sends back a ProcessingResponse message with a new
-// timeout value."
+// may be held: "when the ext_proc server [...] needs more time to process it, it
+// sends back a ProcessingResponse message with a new timeout value", and nothing
+// else in it.
 func (s *Server) patience() *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{OverrideMessageTimeout: durationpb.New(s.picker.MaxHold() + envoy.HoldMargin)}
 }

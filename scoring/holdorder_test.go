@@ -1,6 +1,7 @@
 package scoring
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -86,10 +87,7 @@ func TestHeldOrderTwin(t *testing.T) {
 // prefer to what is free, and returns the numbers of those asked; those that went
 // as they are, the others below zero.
 func runPass(room map[*account]int, draw uint64, pass func(func(*account) bool, func(*Held) bool)) (asked []int) {
-	left := make(map[*account]int, len(room))
-	for a, n := range room {
-		left[a] = n
-	}
+	left := maps.Clone(room)
 	pass(func(a *account) bool { return left[a] > 0 }, func(h *Held) bool {
 		a := h.group.accounts[(h.number^draw)%uint64(len(h.group.accounts))]
 		goes := left[a] > 0
