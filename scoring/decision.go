@@ -53,11 +53,12 @@ type Candidate struct {
 	HeldTokens Tokens
 	// In seconds: Load is how long the engine takes to bring what is cached in
 	// slower tiers to where it computes, which it does before it computes the
-	// rest; Work is this request's own prefill, Load included; Backlog is how
-	// long the engine is busy with what was sent before; KVWait how long the
-	// request waits there for KV memory.
+	// rest; Work is this request's own prefill, Load included; Booked is the work
+	// of the requests booked there without a first token, Backlog what is left of
+	// it by now; KVWait how long the request waits there for KV memory.
 	Load    float64
 	Work    float64
+	Booked  float64
 	Backlog float64
 	KVWait  float64
 	// Rate is the requests per second that were sent there lately.

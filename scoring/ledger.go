@@ -330,7 +330,7 @@ func (l *ledger) weighLocked(d *Decision, c *Candidate) {
 	c.QueuedArea, c.QueuedTokens, c.Waiting = a.area, a.uncached, a.waiting
 	c.Decoding, c.HeldTokens = at.decoding, at.held
 	c.Turn, c.Rate = a.turns[c.Endpoint.pool()], a.sent.perSecond(l.now)
-	c.Backlog = a.backlog(l.now).Seconds()
+	c.Booked, c.Backlog = a.work.Seconds(), a.backlog(l.now).Seconds()
 	c.KVWait = 0
 	if l.cfg.KVRoom && a.pool.room {
 		c.KVWait = a.waitForRoom(at.held, d.Prompt.Length())

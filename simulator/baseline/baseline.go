@@ -23,8 +23,10 @@ const (
 	Oracle = "oracle"
 )
 
-// IDs lists them.
-func IDs() []string { return []string{Uncached, LMetric, LLMDAffinity, Dynamo, Oracle} }
+// IDs lists them, those of ablation included.
+func IDs() []string {
+	return []string{Uncached, LMetric, LLMDAffinity, Dynamo, Oracle, WithoutProgress, WithoutOptimistic, WithoutKappa, WithoutRoom}
+}
 
 // New makes the policy of an id; nil where there is none of that name. forecast
 // is what Oracle ranks by: the seconds to the first token of the request that is
@@ -39,6 +41,8 @@ func New(id string, forecast func(scoring.EndpointID) float64) scoring.Policy {
 		return affinity{}
 	case Dynamo:
 		return cost(dynamo)
+	case WithoutProgress, WithoutOptimistic, WithoutKappa, WithoutRoom:
+		return without{id}
 	case Oracle:
 		return cost(func(c *scoring.Candidate) float64 { return forecast(c.Endpoint.ID) })
 	}

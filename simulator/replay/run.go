@@ -10,6 +10,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/scoring"
 	"github.com/firsttoken/firsttoken/simulator"
+	"github.com/firsttoken/firsttoken/simulator/baseline"
 	"github.com/firsttoken/firsttoken/simulator/trace"
 )
 
@@ -237,6 +238,9 @@ func (r *run) arrive() {
 		Sequences: []scoring.Sequence{{
 			Length: r.believed(q.Prompt), Usable: scoring.Tokens(len(chain) * size), Copies: 1, Chain: chain,
 		}},
+	}
+	if r.setup.Policy == baseline.WithoutOptimistic {
+		f.prompt.BlockTokens = 0
 	}
 	r.flights[f.engine.ID] = f
 	r.waiting++
