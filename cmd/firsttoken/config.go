@@ -181,9 +181,11 @@ var logLevels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 }
 
-// logger writes to w as a valid logConfig says.
-func (c logConfig) logger(w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: logLevels[c.Level]}
+// logger writes to w as a valid logConfig says; level, which it sets, is what it
+// obeys from then on.
+func (c logConfig) logger(w io.Writer, level *slog.LevelVar) *slog.Logger {
+	level.Set(logLevels[c.Level])
+	opts := &slog.HandlerOptions{Level: level}
 	if c.Format == "text" {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}

@@ -39,7 +39,9 @@ func newServeCommand() *cobra.Command {
 		Short: "Serve Envoy's questions where to send each request",
 		Long: "Serve answers Envoy's external processing filter with the endpoint that will give\n" +
 			"the first token soonest. It prints the addresses it is bound to as one line of\n" +
-			"JSON, logs on standard error, and drains on SIGTERM; a second signal ends it at once.",
+			"JSON, logs on standard error, and drains on SIGTERM; a second signal ends it at once.\n" +
+			"A file that changes is read again, on SIGHUP at once: the list of endpoints and the log\n" +
+			"level follow it while the service runs; what else has changed needs a restart.",
 		Example: "  firsttoken serve --backends 10.0.0.1:8000,10.0.0.2:8000 --model qwen --tokenizer ./qwen\n" +
 			"  firsttoken serve --config firsttoken.yml",
 		Args: cobra.NoArgs,
@@ -48,9 +50,13 @@ func newServeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := newService(cmd.Context(), cfg, cfg.Log.logger(cmd.ErrOrStderr()))
+			level := new(slog.LevelVar)
+			s, err := newService(cmd.Context(), cfg, cfg.Log.logger(cmd.ErrOrStderr(), level))
 			if err != nil {
 				return err
+			}
+			if flags.file != "" {
+				s.watchConfig(flags.file, level, func() (config, error) { return flags.load(cmd.Flags()) })
 			}
 			return s.run(cmd.Context(), cmd.OutOrStdout())
 		},
@@ -91,6 +97,8 @@ type service struct {
 	watcher *discovery.Watcher
 	server  *extproc.Server
 	admin   *admin
+	// reloader follows the configuration file; nil where there is none.
+	reloader *reloader
 
 	adminListener, serverListener net.Listener
 }
@@ -346,6 +354,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	}
 	group.Go(func() error { return s.watcher.Run(beside) })
 	s.envoys.run(beside, group, s.watcher)
+	s.reloader.start(beside, group)
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
 	group.Go(func() error { return s.probe(beside) })

@@ -51,6 +51,13 @@ func startService(t *testing.T, cfg config) bound {
 // startLoggedService is startService with a log.
 func startLoggedService(t *testing.T, cfg config, log *slog.Logger) bound {
 	t.Helper()
+	_, b := runService(t, cfg, log)
+	return b
+}
+
+// runService is startLoggedService that returns the service too.
+func runService(t *testing.T, cfg config, log *slog.Logger) (*service, bound) {
+	t.Helper()
 	cfg.Server.Listen, cfg.Admin.Listen, cfg.Server.DrainDelay = "127.0.0.1:0", "127.0.0.1:0", 0
 	cfg.LMCache.Controller.Pull, cfg.LMCache.Controller.Reply, cfg.LMCache.Controller.Heartbeat = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	if err := cfg.validate(); err != nil {
@@ -78,7 +85,7 @@ func startLoggedService(t *testing.T, cfg config, log *slog.Logger) bound {
 	if err := json.Unmarshal(line, &b); err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	return b
+	return s, b
 }
 
 func dial(t *testing.T, address string) *grpc.ClientConn {

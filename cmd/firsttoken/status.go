@@ -35,6 +35,8 @@ type status struct {
 	// KVEvents has a row for each rank of each endpoint that publishes events;
 	// null where none does.
 	KVEvents []kvevents.Status `json:"kv_events"`
+	// Config is what became of the configuration file; null where there is none.
+	Config *reloadStatus `json:"config"`
 	// XDS is what running Envoys are told; null where they get a static config.
 	XDS *xds.Status `json:"xds"`
 }
@@ -154,6 +156,7 @@ func (s *service) status() status {
 		}
 	}
 	view.XDS = s.envoys.status()
+	view.Config = s.reloader.view()
 	view.Coordinator, view.Asked = s.mp.status(), s.mp.elsewhere()
 	if s.events != nil {
 		view.KVEvents = s.events.Status()

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/firsttoken/firsttoken/discovery"
+)
+
+// follower is a reloader that is driven by hand.
+type follower struct {
+	*reloader
+	file    string
+	looks   chan time.Time
+	signals chan os.Signal
+	// taken are the lists that were handed on.
+	taken [][]discovery.Entry
+}
+
+func follow(t *testing.T) *follower {
+	t.Helper()
+	f := &follower{file: filepath.Join(t.TempDir(), "firsttoken.yml"), looks: make(chan time.Time), signals: make(chan os.Signal)}
+	f.write(t, firstFile)
+	flags := &configFlags{}
+	set := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.register(set)
+	if err := set.Parse([]string{"--config", f.file, "--log-format", "text"}); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := flags.load(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newService(t.Context(), freePorts(cfg), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	s.watchConfig(f.file, new(slog.LevelVar), func() (config, error) {
+		cfg, err := flags.load(set)
+		return freePorts(cfg), err
+	})
+	f.reloader = s.reloader
+	f.take = func(entries []discovery.Entry) { f.taken = append(f.taken, entries) }
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- f.run(ctx, f.looks, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	f.look(3)
+	return f
+}
+
+// freePorts is cfg as it would be on a machine where everything is free.
+func freePorts(cfg config) config {
+	cfg.Server.Listen, cfg.Admin.Listen, cfg.LMCache.Enabled = "127.0.0.1:0", "127.0.0.1:0", false
+	return cfg
+}
+
+func (f *follower) write(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(f.file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// look lets the file be looked at n times, and waits until that is over.
+func (f *follower) look(n int) {
+	for range n + 1 { // The one more is taken when the others are done.
+		f.looks <- time.Time{}
+	}
+}
+
+const firstFile = "endpoints: [{address: '10.0.0.1:8000'}]\n"
+
+// The list of endpoints and the log level follow the file.
+func TestReload(t *testing.T) {
+	f := follow(t)
+	if len(f.taken) != 0 || f.view().Fault != "" {
+		t.Fatalf("taken %v, status %+v: the file has not changed", f.taken, f.view())
+	}
+	f.write(t, "endpoints: [{address: '10.0.0.1:8000', drain: true}, {address: 'engines.example:8000'}]\nlog: {level: debug}\n")
+	f.look(2)
+	if len(f.taken) != 1 || len(f.taken[0]) != 2 || !f.taken[0][0].Drain {
+		t.Fatalf("taken %+v", f.taken)
+	}
+	if f.level.Level() != slog.LevelDebug {
+		t.Errorf("log level %s", f.level.Level())
+	}
+	f.look(5)
+	if len(f.taken) != 1 {
+		t.Errorf("the same list was taken %d times", len(f.taken))
+	}
+	// What is decided by a flag stays so, and is no change.
+	if need := f.view().NeedsRestart; len(need) != 0 {
+		t.Errorf("needs a restart: %q", need)
+	}
+}
+
+// A file that is still being written is not taken in.
+func TestReloadWaitsForTheWholeFile(t *testing.T) {
+	f := follow(t)
+	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\n")
+	f.looks <- time.Time{}
+	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}, {address: '10.0.0.3:8000'}]\n")
+	f.look(3)
+	if len(f.taken) != 1 || len(f.taken[0]) != 2 {
+		t.Errorf("taken %+v", f.taken)
+	}
+}
+
+// What is not good changes nothing, and says why; what is good again counts.
+func TestReloadRefuses(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"no YAML", "endpoints: [", "line 1: "},
+		{"no endpoints", "log: {level: info}\n", "endpoints: is empty"},
+		{"a fault elsewhere", "endpoints: [{address: '10.0.0.2:8000'}]\nserver: {body_limit_bytes: -1}\n", "server.body_limit_bytes"},
+		{"a feed where none was followed", "endpoints: [{address: '10.0.0.2:8000', kv_events: {endpoint: 'tcp://*:5557'}}]\n", "endpoints[].kv_events"},
+		{"a group that holds only after a restart", "endpoints: [{address: '10.0.0.2:8000', lmcache: {group: new}}]\nlmcache: {groups: {new: {chunk_size: 128}}}\n", "hold until a restart"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := follow(t)
+			f.write(t, c.text)
+			f.look(2)
+			if len(f.taken) != 0 || !strings.Contains(f.view().Fault, c.want) || !strings.Contains(f.view().Fault, f.file) {
+				t.Errorf("taken %+v, fault %q; want %q in it", f.taken, f.view().Fault, c.want)
+			}
+			f.write(t, firstFile)
+			f.look(2)
+			if fault := f.view().Fault; len(f.taken) != 0 || fault != "" {
+				t.Errorf("the former file is back: taken %+v, fault %q", f.taken, fault)
+			}
+		})
+	}
+	t.Run("no file", func(t *testing.T) {
+		f := follow(t)
+		if err := os.Remove(f.file); err != nil {
+			t.Fatal(err)
+		}
+		f.look(2)
+		if len(f.taken) != 0 || !strings.Contains(f.view().Fault, "no such file") {
+			t.Errorf("taken %+v, fault %q", f.taken, f.view().Fault)
+		}
+	})
+}
+
+// What needs a restart is named, the rest is taken in.
+func TestReloadNamesWhatNeedsARestart(t *testing.T) {
+	f := follow(t)
+	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\nscoring: {policy: roundrobin}\nserver: {fallbacks: 0}\nprompt: {models: [{name: m, tokenizer: none}]}\n")
+	f.look(2)
+	want := []string{"prompt.models", "scoring.policy", "server.fallbacks"}
+	if got := f.view().NeedsRestart; !slices.Equal(got, want) || len(f.taken) != 1 {
+		t.Errorf("needs a restart: %q, want %q; taken %+v", got, want, f.taken)
+	}
+	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\n")
+	f.look(2)
+	if got := f.view().NeedsRestart; len(got) != 0 || len(f.taken) != 1 {
+		t.Errorf("needs a restart: %q; taken %+v", got, f.taken)
+	}
+}
+
+// The engine of a request under way is taken out of the file: its stream goes on.
+func TestReloadDropsNoStream(t *testing.T) {
+	models := `{"data":[{"id":"m"}]}`
+	first, second := fakeEngine(t, models), fakeEngine(t, models)
+	cfg := defaultConfig()
+	cfg.LMCache.Enabled = false
+	cfg.Endpoints = []discovery.Entry{{Address: first}}
+	s, b := runService(t, cfg, slog.New(slog.DiscardHandler))
+	conn := dial(t, b.Listen)
+	awaitServing(t, conn)
+	destination, respond := ask(t, conn, `{"model":"m","prompt":"Hello","stream":true}`)
+	if destination != first {
+		t.Fatalf("chose %s", destination)
+	}
+	s.watcher.SetEntries([]discovery.Entry{{Address: second}})
+	for destination != second {
+		destination = choose(t, conn, `{"model":"m","prompt":"Hello","stream":true}`)
+	}
+	respond() // fails where the stream was dropped
+}
