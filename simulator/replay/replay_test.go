@@ -313,6 +313,8 @@ func variants() map[string]replay.Setup {
 		all[name] = s
 	}
 	with("own memory", func(s *replay.Setup) { s.Truth, s.BlockTokens = replay.Routed, 16 })
+	with("holding", func(s *replay.Setup) { s.Scoring.Hold.Enabled = true })
+	with("holding briefly", func(s *replay.Setup) { s.Scoring.Hold.Enabled, s.Scoring.Hold.Max = true, 100*ms })
 	with("ledger", func(s *replay.Setup) { s.Ledger = true })
 	with("shared tiers", func(s *replay.Setup) { s.Shared, s.FetchPerToken = true, 2e-4 })
 	return all
@@ -402,6 +404,42 @@ func TestReplicasWithALedgerAreOne(t *testing.T) {
 	}
 	if alone < one*5/4 {
 		t.Errorf("four replicas without a ledger %s, one %s; want clearly more", alone, one)
+	}
+}
+
+// TestHoldingByHand: four requests come at once to an idle engine of 100 tokens a
+// step, of 250, 240, 230 and 20 tokens, and no first token has taught anything
+// yet: a token is taken for 0.1 ms, a step for 10 ms, so that 20 ms of work are
+// held back for. The first is 50 ms of work and goes at once; the others wait.
+//
+// Without holding they are computed as they came: 250 to 720 tokens in steps of
+// 100, the short one last. With it, whatever was learnt by then, the short one
+// goes first of those that waited, as soon as the first one is out of the way.
+func TestHoldingByHand(t *testing.T) {
+	p := plain
+	p.KVTokens = 10_000
+	for _, c := range []struct {
+		hold  bool
+		max   time.Duration
+		order []int // of first tokens, by prompt
+		held  int   // at 1 ms
+	}{
+		{false, time.Minute, []int{250, 240, 230, 20}, 0},
+		{true, time.Minute, []int{250, 20, 230, 240}, 3},
+		{true, 10 * ms, []int{250, 240, 230, 20}, 3},
+	} {
+		s := setup(p, 1, "ttft")
+		s.Scoring.Hold.Enabled, s.Scoring.Hold.Max = c.hold, c.max
+		s.SampleEvery = ms
+		r := run(t, s, replay.Open([]trace.Request{{Prompt: 250, Output: 1}, {Prompt: 240, Output: 1}, {Prompt: 230, Output: 1}, {Prompt: 20, Output: 1}}))
+		slices.SortStableFunc(r.Requests, func(a, b replay.Request) int { return int(a.TTFT - b.TTFT) })
+		var order []int
+		for _, q := range r.Requests {
+			order = append(order, q.Prompt)
+		}
+		if !slices.Equal(order, c.order) || r.Queue[1].Held != c.held {
+			t.Errorf("holding %t for %s at most: first tokens in the order %v, %d held; want %v and %d", c.hold, c.max, order, r.Queue[1].Held, c.order, c.held)
+		}
 	}
 }
 

@@ -24,6 +24,15 @@ type router struct {
 	turn     int     // of the replicas
 	asked    *flight // is being routed
 	held     int     // requests
+	// latest are the times by which those held, and some that no longer are, have
+	// to be let go, in order; bounded by what comes within that time.
+	latest []deadline
+}
+
+// deadline is when a held request has to be let go.
+type deadline struct {
+	at   time.Duration
+	held *scoring.Held
 }
 
 // routing is what the router knows of one request.
@@ -101,23 +110,32 @@ func (o *router) publish(endpoints []*endpoint) {
 	}
 }
 
-// route finds an endpoint for a request and sends it there.
+// route finds an endpoint for a request and sends it there, or holds it.
 func (o *router) route(f *flight) {
 	f.replica = o.turn % len(o.pickers)
 	o.turn++
 	id := strconv.Itoa(f.n) + "." + strconv.Itoa(f.routed)
 	f.routed++
 	o.asked = f
-	d, err := o.pickers[f.replica].Pick(id, f.prompt)
+	p := o.pickers[f.replica]
+	d, held, err := p.Offer(id, f.prompt, func(d *scoring.Decision, err error) {
+		o.held--
+		o.answered(f, d, err)
+	})
+	if held != nil {
+		o.held++
+		o.latest = append(o.latest, deadline{o.run.now + p.MaxHold(), held})
+		return
+	}
+	o.answered(f, d, err)
+}
+
+// answered sends a request to its endpoint, if it has one.
+func (o *router) answered(f *flight, d *scoring.Decision, err error) {
 	if err != nil {
 		o.run.drop(f)
 		return
 	}
-	o.decided(f, d)
-}
-
-// decided sends a request to its endpoint.
-func (o *router) decided(f *flight, d *scoring.Decision) {
 	f.decision = d
 	f.estimate = o.run.now - f.request.At + d.Estimate()
 	if o.memories != nil {
@@ -152,8 +170,31 @@ func (o *router) forecast(id scoring.EndpointID) float64 {
 	return (o.endpoint(id).forecast(r.now, o.asked.engine) - r.now).Seconds()
 }
 
-// nextRelease is when a held request may have to be let go.
-func (o *router) nextRelease() (time.Duration, bool) { return 0, false }
+// nextRelease is when a held request may have to be let go; never: nobody is
+// held.
+func (o *router) nextRelease() time.Duration {
+	if o.held == 0 {
+		return never
+	}
+	next := o.latest[0].at
+	for _, p := range o.pickers {
+		if at, ok := p.NextRelease(); ok {
+			next = min(next, at.Sub(epoch))
+		}
+	}
+	return next
+}
 
-// release lets go what is due.
-func (o *router) release() {}
+// release lets go what time alone lets go by now.
+func (o *router) release() {
+	if o.nextRelease() > o.run.now {
+		return
+	}
+	for _, p := range o.pickers {
+		p.Expire()
+	}
+	for len(o.latest) > 0 && o.latest[0].at <= o.run.now {
+		o.latest[0].held.Dispatch() // or it was let go before
+		o.latest = o.latest[1:]
+	}
+}

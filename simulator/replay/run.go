@@ -142,9 +142,8 @@ func (r *run) advance() bool {
 	if at, ok := r.workload.Next(); ok {
 		next = min(next, at)
 	}
-	if at, ok := r.router.nextRelease(); ok {
-		next = min(next, max(at, r.now))
-	}
+	// What is to be let go now was let go as far as it can be: time has to pass.
+	next = min(next, max(r.router.nextRelease(), r.now+1))
 	if len(r.outages) > 0 && (next < never || len(r.flights) > 0) {
 		next = min(next, r.outages[0].at)
 	}
