@@ -192,6 +192,7 @@ func (r *run) complete(e *endpoint) {
 			r.router.firstToken(f)
 		}
 		if o.Finished {
+			f.decision.Reservation.Generated(scoring.Tokens(f.request.Output))
 			r.router.end(f)
 			r.end(f)
 		}
