@@ -134,7 +134,7 @@ func newLedger(cfg Config, policy Policy, clock Clock, rng *rand.Rand) *ledger {
 		rng:         rng,
 		accounts:    make(map[EndpointID]*account),
 		open:        make(map[string]*Reservation),
-		underWay:    newOptimistic(),
+		underWay:    newOptimistic(maxOptimisticBytes),
 		pools:       make(map[string]*pool),
 		kinds:       make(map[kindID]*kind),
 	}

@@ -11,12 +11,18 @@ import (
 // twin recomputes what each endpoint owes from the list of all requests: the
 // dumb form of the ledger's running sums.
 type twin struct {
-	id       string
-	r        *Reservation
-	work     map[string]Work
+	id   string
+	r    *Reservation
+	work map[string]Work // area, by address
+	// seconds is the work in time, by address. joined numbers the requests in the
+	// order in which they came to their endpoint.
+	seconds  map[string]time.Duration
+	joined   int
+	sent     time.Time
 	at       string
 	state    state
 	streamed bool
+	told     bool // Sent
 	answered bool
 	length   Tokens
 	computed Tokens // at the endpoint
@@ -29,6 +35,20 @@ func (w *twin) left() Work {
 		work -= Work(position + 1)
 	}
 	return work
+}
+
+// leftSeconds is the time that is not over by what was told: in proportion to
+// what is not computed, of which each token costs itself and its attention.
+func (w *twin) leftSeconds() time.Duration {
+	all, done := 0.0, 0.0
+	for position := range w.length {
+		x := 1 + float64(position+1)/30000
+		all += x
+		if position < min(w.computed, w.length-1) {
+			done += x
+		}
+	}
+	return time.Duration(float64(w.seconds[w.at]) * (1 - done/all))
 }
 
 // TestLedgerTwin plays random histories, with late, double and misordered
@@ -50,27 +70,50 @@ func TestLedgerTwin(t *testing.T) {
 			add()
 		}
 		var requests []*twin
+		lastFirst := make(map[string]time.Time)
 		for step := range 400 {
 			now = now.Add(time.Duration(rng.IntN(5)) * time.Millisecond)
-			switch rng.IntN(12) {
+			// What time alone does to requests that are not streamed is seen in
+			// their state; ages are not reached in this history.
+			if over := p.Expire(); len(over) > 0 {
+				t.Fatalf("%d reservations expired", len(over))
+			}
+			for _, w := range requests {
+				if !w.streamed && w.state == queued {
+					if w.state = peek(w.r); w.state == decoding {
+						lastFirst[w.at] = now
+					}
+				}
+			}
+			switch rng.IntN(14) {
 			case 0, 1, 2, 3:
 				prompt := textPrompt(1+rng.IntN(3000), rng.IntN(4) > 0)
 				d, err := p.Pick(fmt.Sprint(seed, "-", step), prompt)
 				if err != nil {
 					t.Fatal(err)
 				}
-				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, streamed: prompt.Streamed, length: prompt.Sequences[0].Length}
+				w := &twin{id: d.ID, r: d.Reservation, work: map[string]Work{}, at: d.Endpoint().Address, sent: now, seconds: map[string]time.Duration{}, joined: step, streamed: prompt.Streamed, length: prompt.Sequences[0].Length}
 				for _, c := range d.Candidates {
-					w.work[c.Endpoint.Address] = c.Area
+					w.work[c.Endpoint.Address], w.seconds[c.Endpoint.Address] = c.Area, exact(c.Work)
 				}
 				requests = append(requests, w)
-			case 4, 5:
+			case 4:
+				if w := any1(rng, requests); w != nil {
+					w.r.Sent()
+					if w.state == queued && !w.told {
+						w.told, w.sent = true, now
+					}
+				}
+			case 5, 12, 13:
 				if w := any1(rng, requests); w != nil {
 					_, first := w.r.FirstToken()
 					if want := w.streamed && !w.answered && w.state != ended; first != want {
 						t.Fatalf("first token %v, want %v", first, want)
 					}
 					w.answered = w.answered || first
+					if first || w.state == queued {
+						lastFirst[w.at] = now
+					}
 					w.state = max(w.state, decoding)
 				}
 			case 6, 7:
@@ -88,6 +131,9 @@ func TestLedgerTwin(t *testing.T) {
 						w.computed = 0
 					}
 					if _, known := w.work[to]; known && has(endpoints, to) {
+						if w.at != to {
+							w.joined = step
+						}
 						w.at = to
 					} else if w.at != to {
 						w.at = ""
@@ -117,6 +163,7 @@ func TestLedgerTwin(t *testing.T) {
 				}
 				if want {
 					w.state = decoding
+					lastFirst[w.at] = now
 				}
 			case 11:
 				if rng.IntN(3) == 0 && len(endpoints) > 1 {
@@ -131,17 +178,7 @@ func TestLedgerTwin(t *testing.T) {
 					add()
 				}
 			}
-			// What time alone does to requests that are not streamed is seen in
-			// their state; ages are not reached in this history.
-			if over := p.Expire(); len(over) > 0 {
-				t.Fatalf("%d reservations expired", len(over))
-			}
-			for _, w := range requests {
-				if !w.streamed && w.state == queued {
-					w.state = peek(w.r)
-				}
-			}
-			check(t, p, endpoints, requests)
+			check(t, p, endpoints, requests, lastFirst, now)
 		}
 		for _, w := range requests {
 			w.r.End()
@@ -163,10 +200,11 @@ func peek(r *Reservation) state {
 	return r.state
 }
 
-func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
+func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin, lastFirst map[string]time.Time, now time.Time) {
 	t.Helper()
 	open := 0
 	want := make(map[string]EndpointStats)
+	oldest := make(map[string]*twin)
 	for _, w := range requests {
 		if w.state != ended {
 			open++
@@ -176,10 +214,32 @@ func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
 		case queued:
 			s.QueuedArea += w.left()
 			s.Waiting++
+			s.HeldTokens += w.length
+			if first := oldest[w.at]; first == nil || w.joined < first.joined {
+				oldest[w.at] = w
+			}
 		case decoding:
 			s.Decoding++
+			s.HeldTokens += w.length + 100
 		case ended:
 		}
+		want[w.at] = s
+	}
+	for _, w := range requests {
+		if w.state != queued {
+			continue
+		}
+		left := w.leftSeconds()
+		if w == oldest[w.at] {
+			since := w.sent
+			if lastFirst[w.at].After(since) {
+				since = lastFirst[w.at]
+			}
+			whole := w.seconds[w.at]
+			left = min(left, max(whole-now.Sub(since), whole/10))
+		}
+		s := want[w.at]
+		s.Backlog += left
 		want[w.at] = s
 	}
 	stats := p.Stats()
@@ -191,7 +251,8 @@ func check(t *testing.T, p *Picker, endpoints []Endpoint, requests []*twin) {
 	}
 	for _, got := range stats.Endpoints {
 		w := want[got.Endpoint.Address]
-		if got.QueuedArea != w.QueuedArea || got.Waiting != w.Waiting || got.Decoding != w.Decoding {
+		// What is told in parts is rounded in parts.
+		if got.QueuedArea != w.QueuedArea || got.Waiting != w.Waiting || got.Decoding != w.Decoding || got.HeldTokens != w.HeldTokens || (got.Backlog-w.Backlog).Abs() > time.Microsecond {
 			t.Fatalf("%s: got %+v, want %+v", got.Endpoint.Address, got, w)
 		}
 	}

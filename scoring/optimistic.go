@@ -17,8 +17,8 @@ import (
 // walk down a chain finds all endpoints' leading blocks. A request holds its
 // whole chain, so an endpoint that holds a block holds all before it.
 //
-// It is guarded by ledger.mu. Its memory is bounded by maxOptimisticBytes; past
-// it requests are not taken in. Maps never shrink, so it stays at its peak.
+// It is guarded by ledger.mu. Its memory is bounded by limit; past it requests are
+// not taken in. Maps never shrink, so it stays at its peak.
 type optimistic struct {
 	// slots are the endpoints' bits: slots[i] is taken.
 	slots []bool
@@ -29,7 +29,8 @@ type optimistic struct {
 	unused  uint32
 	// spare are crowds that nobody uses.
 	spare []*crowd
-	bytes int
+	// bytes is what all of it takes, limit the most that it may.
+	bytes, limit int
 	// leaving are those that are let go of by time, in that order.
 	leaving []lingering
 	// alive is the walk's.
@@ -76,8 +77,8 @@ const (
 	blockBytes = 52
 )
 
-func newOptimistic() *optimistic {
-	return &optimistic{blocks: make(map[uint64]uint32), entries: make([]holder, 1)}
+func newOptimistic(limit int) *optimistic {
+	return &optimistic{limit: limit, blocks: make(map[uint64]uint32), entries: make([]holder, 1)}
 }
 
 // join gives an endpoint its slot.
@@ -108,7 +109,7 @@ func (o *optimistic) hold(p *Prompt, slot uint32, root uint64) *hold {
 	for i := range p.Sequences {
 		n += len(p.Sequences[i].Chain)
 	}
-	if n == 0 || o.bytes+n*blockBytes > maxOptimisticBytes {
+	if n == 0 || o.bytes+n*blockBytes > o.limit {
 		return nil
 	}
 	h := &hold{slot: slot, root: root, chains: make([][]uint64, len(p.Sequences))}

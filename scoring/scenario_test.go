@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +53,9 @@ type scenario struct {
 	requests  int
 	booked    map[string]*Reservation
 	policy    string
+	kind      string
+	adapters  []string
+	own       uint32 // the last token id of route's own
 	models    []string
 	out       strings.Builder
 }
@@ -118,10 +122,16 @@ func (s *scenario) run(verb string, args []string) {
 		s.picker = picker
 	case "model":
 		s.models = append([]string(nil), args...)
+	case "adapters":
+		s.adapters = append([]string(nil), args...)
+	case "kind":
+		s.kind = strings.Join(args, " ")
+	case "engine":
+		s.engine(args[0], args[1:])
 	case "add":
 		for _, name := range args {
 			s.nextID++
-			s.endpoints = append(s.endpoints, Endpoint{ID: s.nextID, Name: name, Address: name, Models: s.models, Ready: true})
+			s.endpoints = append(s.endpoints, Endpoint{ID: s.nextID, Name: name, Address: name, Kind: s.kind, Models: s.models, Adapters: s.adapters, Ready: true})
 		}
 		s.publish()
 	case "remove":
@@ -132,16 +142,17 @@ func (s *scenario) run(verb string, args []string) {
 		s.each(args[0], func(i int) { s.endpoints[i].Ready = true })
 	case "cached":
 		// name=N or, in tiers, name=N,N@SECONDS,... with the end of each and what
-		// a token of it takes to load.
+		// a token of it takes to load; remote@ where another engine holds it.
 		s.cached = make(map[string]Match)
 		for _, arg := range args {
 			name, tiers, _ := strings.Cut(arg, "=")
 			var m Match
 			for tier := range strings.SplitSeq(tiers, ",") {
 				end, rate, _ := strings.Cut(tier, "@")
+				rate, remote := strings.CutPrefix(rate, "remote@")
 				seconds, _ := strconv.ParseFloat(rate, 64) // 0 where there is none
 				m.Cached = Tokens(s.number(end))
-				m.Spans = append(m.Spans, Span{End: m.Cached, SecondsPerToken: seconds})
+				m.Spans = append(m.Spans, Span{End: m.Cached, SecondsPerToken: seconds, Remote: remote})
 			}
 			s.cached[name] = m
 		}
@@ -157,9 +168,24 @@ func (s *scenario) run(verb string, args []string) {
 	case "sent":
 		s.booked[args[0]].Sent()
 	case "fit":
-		for name, pool := range s.picker.Stats().Pools {
-			fmt.Fprintf(&s.out, "%q  seconds/token=%.4g seconds/step=%.4g\n", name, pool.SecondsPerToken, pool.SecondsPerStep)
+		fits := s.picker.Fits()
+		for _, m := range fits.Models {
+			fmt.Fprintf(&s.out, "%q  seconds/token=%.4g seconds/step=%.4g groups=%d\n", m.Model, m.SecondsPerToken(), m.SecondsPerStep(), m.Groups)
 		}
+	case "kinds":
+		for _, k := range s.picker.Fits().Kinds {
+			fmt.Fprintf(&s.out, "%q  seconds/token=%.4g seconds/step=%.4g held=%.4gs output=%.4g\n", k.Kind, k.SecondsPerToken(), k.SecondsPerStep(), k.HeldSeconds, k.OutputTokens)
+		}
+	case "busy":
+		for name, pool := range s.picker.Stats().Pools {
+			fmt.Fprintf(&s.out, "%q  busy=%.3f\n", name, pool.Busy)
+		}
+	case "at?":
+		for _, e := range s.picker.Stats().Endpoints {
+			fmt.Fprintf(&s.out, "%s  waiting=%d decoding=%d held=%d from=%s\n", e.Endpoint.Name, e.Waiting, e.Decoding, e.HeldTokens, e.DecodingFrom)
+		}
+	case "generated":
+		s.booked[args[0]].Generated(Tokens(s.number(args[1])))
 	case "served":
 		fmt.Fprintf(&s.out, "%s  moved=%v\n", args[0], s.booked[args[0]].Served(args[1]))
 	case "end":
@@ -210,9 +236,45 @@ func (s *scenario) number(text string) int {
 	return n
 }
 
-// route takes tokens=N[,N...] model=M n=N xTIMES plain nocache none.
+// engine takes capacity=N running=N waiting=N usage=F, of now where anything but
+// the capacity is told.
+func (s *scenario) engine(name string, args []string) {
+	var e Engine
+	for _, arg := range args {
+		key, value, _ := strings.Cut(arg, "=")
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if key != "capacity" {
+			e.At = s.now
+		}
+		switch key {
+		case "capacity":
+			e.CapacityTokens = Tokens(n)
+		case "running":
+			e.Running = int(n)
+		case "waiting":
+			e.Waiting = int(n)
+		case "usage":
+			e.Usage = n
+		default:
+			s.t.Fatalf("engine: unknown argument %q", arg)
+		}
+	}
+	s.picker.SetEngine(s.id(name), e)
+}
+
+// route takes tokens=N[,N...] own=N (tokens of this request alone, behind each of
+// the former) model=M salt=S n=N xTIMES plain nocache none.
 func (s *scenario) route(args []string) {
-	prompt, times := Prompt{Streamed: true, Source: TokensNative}, 1
+	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "x") }); i >= 0 {
+		for range s.number(args[i][1:]) {
+			s.route(slices.Delete(slices.Clone(args), i, i+1))
+		}
+		return
+	}
+	prompt := Prompt{Streamed: true, Source: TokensNative}
 	copies := 1
 	for _, arg := range args {
 		key, value, _ := strings.Cut(arg, "=")
@@ -225,6 +287,18 @@ func (s *scenario) route(args []string) {
 				}
 				prompt.Sequences = append(prompt.Sequences, Sequence{TokenIDs: ids, Length: Tokens(len(ids)), Usable: Tokens(len(ids))})
 			}
+		case key == "own":
+			for i := range prompt.Sequences {
+				q := &prompt.Sequences[i]
+				for range s.number(value) {
+					s.own++
+					q.TokenIDs = append(q.TokenIDs, 1<<31+s.own)
+				}
+				q.Length = Tokens(len(q.TokenIDs))
+				q.Usable = q.Length
+			}
+		case key == "salt":
+			prompt.Salt = value
 		case key == "model":
 			prompt.Model = value
 		case key == "n":
@@ -235,8 +309,6 @@ func (s *scenario) route(args []string) {
 			prompt.NoCache = true
 		case key == "none":
 			prompt.Source = TokensNone
-		case strings.HasPrefix(key, "x"):
-			times = s.number(key[1:])
 		default:
 			s.t.Fatalf("route: unknown argument %q", arg)
 		}
@@ -245,32 +317,33 @@ func (s *scenario) route(args []string) {
 		prompt.Sequences[i].Copies = copies
 	}
 	prompt.FillChain()
-	for range times {
-		s.requests++
-		id := strconv.Itoa(s.requests)
-		d, err := s.picker.Pick(id, &prompt)
-		if err != nil {
-			fmt.Fprintf(&s.out, "%s  %v\n", id, err)
-			continue
+	s.requests++
+	id := strconv.Itoa(s.requests)
+	d, err := s.picker.Pick(id, &prompt)
+	if err != nil {
+		fmt.Fprintf(&s.out, "%s  %v\n", id, err)
+		return
+	}
+	s.booked[id] = d.Reservation
+	lines := make(map[string]string)
+	for i, c := range d.Candidates {
+		line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Area, c.QueuedArea)
+		switch s.policy {
+		case PolicyTTFT:
+			line = s.seconds(&c)
+		case PolicyKVAware, PolicyQPS, PolicyLeastLoad:
+			line = fmt.Sprintf("%s  cached=%d in_flight=%d rate=%.3f", c.Endpoint.Name, c.Cached, c.Waiting+c.Decoding, c.Rate)
 		}
-		s.booked[id] = d.Reservation
-		lines := make(map[string]string)
-		for i, c := range d.Candidates {
-			line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Area, c.QueuedArea)
-			if s.policy == PolicyTTFT {
-				line = s.seconds(&c)
-			}
-			if i == 0 {
-				line += fmt.Sprintf("  <- %s", d.Reason)
-			}
-			lines[c.Endpoint.Name] = line
+		if i == 0 {
+			line += fmt.Sprintf("  <- %s", d.Reason)
 		}
-		label := id
-		for _, e := range s.endpoints {
-			if line, ok := lines[e.Name]; ok {
-				fmt.Fprintf(&s.out, "%-2s %s\n", label, line)
-				label = ""
-			}
+		lines[c.Endpoint.Name] = line
+	}
+	label := id
+	for _, e := range s.endpoints {
+		if line, ok := lines[e.Name]; ok {
+			fmt.Fprintf(&s.out, "%-2s %s\n", label, line)
+			label = ""
 		}
 	}
 }
