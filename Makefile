@@ -81,6 +81,10 @@ e2e-vllm: build .tools/envoy .tools/stamp/vllm ## compare predictions with real 
 	@$(WITH_NATIVE) FIRSTTOKEN_E2E=1 TOKENIZER=$(abspath $(TOKENIZER)) FIDELITY=$(CURDIR)/docs/fidelity.md \
 		go test -count=1 -timeout 90m -v -run TestFidelity ./test/vllm
 
+.PHONY: experiments-simulated
+experiments-simulated: build ## replay the shared traces and write docs/experiments/simulated.md (half an hour)
+	@test/tools/simulated.sh bin/firsttoken "$${SHARED:-$(CURDIR)/../shared}"/traces docs/experiments/simulated.md
+
 .PHONY: lint
 lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files
 	@$(WITH_NATIVE) .tools/golangci-lint run

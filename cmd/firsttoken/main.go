@@ -49,6 +49,7 @@ func newRootCommand() *cobra.Command {
 		newExperimentsCommand(),
 		newKeysCommand(),
 		newServeCommand(),
+		newSimulateCommand(),
 	)
 	return root
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 )
 
 // column is one figure of a row as table and CSV show it.
@@ -73,18 +72,28 @@ func Table(w io.Writer, rows []Row) error {
 }
 
 // Columns writes cells in columns, the first to the left, the others to the
-// right. The first line is the head.
+// right. The first line is the head; every line has as many cells.
 func Columns(w io.Writer, lines [][]string) error {
-	// tabwriter aligns all columns alike, so the first is padded here.
-	width := 0
-	for _, line := range lines {
-		width = max(width, len(line[0]))
+	if len(lines) == 0 {
+		return nil
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	// text/tabwriter cannot align one column to the left and others to the right.
+	widths := make([]int, len(lines[0]))
 	for _, line := range lines {
-		fmt.Fprintf(t, "%-*s\t%s\t\n", width, line[0], strings.Join(line[1:], "\t"))
+		for i, cell := range line {
+			widths[i] = max(widths[i], len(cell))
+		}
 	}
-	return t.Flush()
+	var text strings.Builder
+	for _, line := range lines {
+		fmt.Fprintf(&text, "%-*s", widths[0], line[0])
+		for i, cell := range line[1:] {
+			fmt.Fprintf(&text, "  %*s", widths[i+1], cell)
+		}
+		text.WriteByte('\n')
+	}
+	_, err := io.WriteString(w, text.String())
+	return err
 }
 
 // JSON writes a list with an object for each row.
