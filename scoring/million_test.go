@@ -41,7 +41,7 @@ func randomEvents(t *testing.T, seed uint64, events int, check func(*ledger)) *P
 		prompts[i].Sequences = []Sequence{{Length: Tokens(64*n + 1), Usable: Tokens(64 * n), Copies: 1 + i%2, Chain: chain}}
 	}
 	var open [64]*Reservation
-	for n := 0; n < events; n++ {
+	for n := range events {
 		now = now.Add(time.Duration(rng.IntN(2_000_000)))
 		r := open[rng.IntN(len(open))]
 		kind := rng.IntN(16)

@@ -278,8 +278,8 @@ func (s *scenario) route(args []string) {
 	copies := 1
 	for _, arg := range args {
 		key, value, _ := strings.Cut(arg, "=")
-		switch {
-		case key == "tokens":
+		switch key {
+		case "tokens":
 			for n := range strings.SplitSeq(value, ",") {
 				ids := make([]uint32, s.number(n))
 				for i := range ids {
@@ -287,7 +287,7 @@ func (s *scenario) route(args []string) {
 				}
 				prompt.Sequences = append(prompt.Sequences, Sequence{TokenIDs: ids, Length: Tokens(len(ids)), Usable: Tokens(len(ids))})
 			}
-		case key == "own":
+		case "own":
 			for i := range prompt.Sequences {
 				q := &prompt.Sequences[i]
 				for range s.number(value) {
@@ -297,17 +297,17 @@ func (s *scenario) route(args []string) {
 				q.Length = Tokens(len(q.TokenIDs))
 				q.Usable = q.Length
 			}
-		case key == "salt":
+		case "salt":
 			prompt.Salt = value
-		case key == "model":
+		case "model":
 			prompt.Model = value
-		case key == "n":
+		case "n":
 			copies = s.number(value)
-		case key == "plain":
+		case "plain":
 			prompt.Streamed = false
-		case key == "nocache":
+		case "nocache":
 			prompt.NoCache = true
-		case key == "none":
+		case "none":
 			prompt.Source = TokensNone
 		default:
 			s.t.Fatalf("route: unknown argument %q", arg)
