@@ -388,22 +388,17 @@ func TestReplicasWithALedgerAreOne(t *testing.T) {
 	for i := range all {
 		all[i].Output, all[i].Blocks = 1, nil
 	}
-	mean := func(replicas int, ledger bool) time.Duration {
+	of := func(replicas int, ledger bool) float64 {
 		s := setup(plain, 4, "ttft")
 		s.Replicas, s.Ledger = replicas, ledger
-		r := run(t, s, replay.Open(all))
-		var sum time.Duration
-		for _, q := range r.Requests {
-			sum += q.TTFT
-		}
-		return sum / time.Duration(len(r.Requests))
+		return mean(run(t, s, replay.Open(all)))
 	}
-	one, ledger, alone := mean(1, false), mean(4, true), mean(4, false)
+	one, ledger, alone := of(1, false), of(4, true), of(4, false)
 	if one != ledger {
-		t.Errorf("four replicas with a ledger %s, one %s", ledger, one)
+		t.Errorf("four replicas with a ledger %g s, one %g s", ledger, one)
 	}
-	if alone < one*5/4 {
-		t.Errorf("four replicas without a ledger %s, one %s; want clearly more", alone, one)
+	if alone < 1.25*one {
+		t.Errorf("four replicas without a ledger %g s, one %g s; want clearly more", alone, one)
 	}
 }
 
