@@ -65,7 +65,8 @@ func (p *Picker) Restore(f Fits) error {
 			faults = append(faults, fmt.Errorf("models[%d], %q: %w", i, m.Model, err))
 			continue
 		}
-		l.poolLocked(m.Model).fit = m.Fit
+		pool := l.poolLocked(m.Model)
+		pool.fit, pool.restored = m.Fit, true
 	}
 	for i, k := range f.Kinds[:min(len(f.Kinds), maxPools)] {
 		if err := errors.Join(k.check(), checkNumber("held_seconds", k.HeldSeconds), checkNumber("output_tokens", k.OutputTokens)); err != nil {
@@ -78,11 +79,23 @@ func (p *Picker) Restore(f Fits) error {
 	return errors.Join(faults...)
 }
 
-// check tells what could never have been learned.
+// check tells what could never have been learned. A token takes some
+// microseconds on the fastest engines and tens of milliseconds on a CPU, a step
+// some milliseconds to seconds; what lies far beyond was never measured.
 func (f *Fit) check() error {
-	return errors.Join(checkNumber("token_seconds", f.TokenSeconds), checkNumber("tokens", f.Tokens),
+	err := errors.Join(checkNumber("token_seconds", f.TokenSeconds), checkNumber("tokens", f.Tokens),
 		checkNumber("step_seconds", f.StepSeconds), checkNumber("steps", f.Steps))
+	s, o := f.SecondsPerToken(), f.SecondsPerStep()
+	if err == nil && (s < leastTokenSeconds || s > mostTokenSeconds || o < leastStepSeconds || o > mostStepSeconds) {
+		err = fmt.Errorf("%g s for a token and %g s for a step are of no engine; remove the entry", s, o)
+	}
+	return err
 }
+
+const (
+	leastTokenSeconds, mostTokenSeconds = 1e-10, 1.0
+	leastStepSeconds, mostStepSeconds   = 1e-7, 100.0
+)
 
 func checkNumber(name string, v float64) error {
 	if v >= 0 && v <= math.MaxFloat32 { // nor NaN

@@ -96,9 +96,11 @@ type account struct {
 	// engine was busy with an earlier request.
 	lastFirst time.Time
 	group     group
-	// engine is what the engine said last, engineWaiting the prompt tokens of the
-	// requests that waited there then, sentSince those sent since.
+	// engine is what the engine said last, told how often it said something.
+	// engineWaiting are the prompt tokens of the requests that waited there then,
+	// sentSince those of the requests sent since that are still there.
 	engine                   Engine
+	told                     uint64
 	engineWaiting, sentSince Tokens
 	// turns is when the endpoint was last chosen, by pool.
 	turns map[string]uint64

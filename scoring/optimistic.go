@@ -20,8 +20,10 @@ import (
 // It is guarded by ledger.mu. Its memory is bounded by limit; past it requests are
 // not taken in. Maps never shrink, so it stays at its peak.
 type optimistic struct {
-	// slots are the endpoints' bits: slots[i] is taken.
+	// slots are the endpoints' bits: slots[i] is taken. held is how many blocks
+	// are held there, one that several requests hold as often.
 	slots []bool
+	held  []int
 	// blocks has the entry of each block by its key; entries[0] is none. unused is
 	// the first entry that holds no block, linked by slot.
 	blocks  map[uint64]uint32
@@ -31,6 +33,8 @@ type optimistic struct {
 	spare []*crowd
 	// bytes is what all of it takes, limit the most that it may.
 	bytes, limit int
+	// refused counts requests that were not taken in.
+	refused uint64
 	// leaving are those that are let go of by time, in that order.
 	leaving []lingering
 	// alive is the walk's.
@@ -86,7 +90,7 @@ func (o *optimistic) join() uint32 {
 	slot := slices.Index(o.slots, false)
 	if slot < 0 {
 		slot = len(o.slots)
-		o.slots = append(o.slots, false)
+		o.slots, o.held = append(o.slots, false), append(o.held, 0)
 	}
 	o.slots[slot] = true
 	return uint32(slot) //nolint:gosec // there are as many slots as endpoints
@@ -109,9 +113,14 @@ func (o *optimistic) hold(p *Prompt, slot uint32, root uint64) *hold {
 	for i := range p.Sequences {
 		n += len(p.Sequences[i].Chain)
 	}
-	if n == 0 || o.bytes+n*blockBytes > o.limit {
+	if n == 0 {
 		return nil
 	}
+	if o.bytes+n*blockBytes > o.limit {
+		o.refused++
+		return nil
+	}
+	o.held[slot] += n
 	h := &hold{slot: slot, root: root, chains: make([][]uint64, len(p.Sequences))}
 	for i := range p.Sequences {
 		h.chains[i] = p.Sequences[i].Chain
@@ -195,6 +204,7 @@ func (o *optimistic) drop(h *hold) {
 	}
 	h.over = true
 	for _, chain := range h.chains {
+		o.held[h.slot] -= len(chain)
 		for _, block := range chain {
 			o.remove(BlockKey(h.root, block), h.slot)
 		}

@@ -9,6 +9,8 @@ import (
 // ledger.mu.
 type pool struct {
 	fit Fit
+	// restored: fit began with what was learnt before a restart.
+	restored bool
 	// room: the KV capacity of every ready endpoint is known.
 	room bool
 	// rho is the share of endpoints with a prefill under way, as it was of late,

@@ -40,6 +40,9 @@ type Reservation struct {
 	hold *hold
 	// answered: the first token of a streamed request was seen.
 	answered bool
+	// since is the account's told+1 when it was counted as sent since; 0: it was
+	// not.
+	since uint64
 	// isFresh: it is one of the account's fresh ones.
 	isFresh bool
 	// due is the deadline, zero where there is none.
@@ -296,6 +299,7 @@ func (r *Reservation) enterLocked(a *account, c *Candidate) {
 		a.uncached += c.Uncached
 		a.promptTokens += r.tokens
 		a.sentSince += r.tokens
+		r.since = a.told + 1
 	case decoding:
 		a.decode(r)
 	case ended:
@@ -338,7 +342,11 @@ func (r *Reservation) leaveLocked() {
 		a.decodingTokens -= r.tokens
 	case ended:
 	}
+	if r.since == a.told+1 {
+		a.sentSince -= r.tokens
+	}
 	r.ledger.underWay.drop(r.hold)
+	r.since = 0
 	r.account, r.candidate, r.computed, r.began, r.hold = nil, nil, nil, time.Time{}, nil
 }
 

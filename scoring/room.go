@@ -127,10 +127,12 @@ func (l *ledger) setEngine(id EndpointID, e Engine) {
 	// Of what waits there, what was sent since is not counted by the engine, and
 	// of the rest it has let in all but the newest.
 	a.sentSince, a.engineWaiting = 0, 0
+	a.told++
 	waiting := e.Waiting
 	for r := a.queue.tail; r != nil; r = r.before {
 		if r.dispatched.After(e.At) {
 			a.sentSince += r.tokens
+			r.since = a.told + 1
 			continue
 		}
 		if waiting == 0 {

@@ -11,17 +11,38 @@ type Stats struct {
 	// Pools are what was learned, by the pool's model.
 	Pools  map[string]PoolStats
 	Counts Counts
+	// OptimisticRefused is how many requests' blocks were not counted as under
+	// way because too many were.
+	OptimisticRefused uint64
 }
 
 // PoolStats is what was learned of the engines of one model.
 type PoolStats struct {
 	// SecondsPerToken and SecondsPerStep are the present fit, see Fit.
 	SecondsPerToken, SecondsPerStep float64
-	// Busy is the share of endpoints with a prefill under way, of late.
-	Busy float64
+	// Groups is the number of groups of first tokens that taught them, those
+	// before a restart too, where Restored.
+	Groups   uint64
+	Restored bool
+	// Busy is the share of endpoints with a prefill under way, of late, and Kappa
+	// what follows from it.
+	Busy, Kappa float64
 	// KVRoom: the KV capacity of every ready endpoint is known, so that requests
-	// can be kept from full ones.
-	KVRoom bool
+	// can be kept from full ones. NoCapacity names those of which it is not.
+	KVRoom     bool
+	NoCapacity []string
+	// Kinds are what was learned of each kind of engine, by label.
+	Kinds map[string]KindStats
+}
+
+// KindStats is what was learned of one kind of engine of a model.
+type KindStats struct {
+	// SecondsPerToken, SecondsPerStep and Groups are as in PoolStats, of this kind.
+	SecondsPerToken, SecondsPerStep float64
+	Groups                          uint64
+	// HeldSeconds is how long requests hold KV memory after their first token,
+	// OutputTokens how many tokens their answers have.
+	HeldSeconds, OutputTokens float64
 }
 
 // EndpointStats is what one endpoint owes.
@@ -33,8 +54,12 @@ type EndpointStats struct {
 	Backlog    time.Duration
 	Waiting    int
 	Decoding   int
-	// HeldTokens is the KV memory of the requests in flight there.
-	HeldTokens Tokens
+	// HeldTokens is the KV memory of the requests in flight there, of
+	// CapacityTokens; 0: not known.
+	HeldTokens, CapacityTokens Tokens
+	// OptimisticBlocks are blocks that requests under way or just over brought
+	// there, one that several brought as often.
+	OptimisticBlocks int
 	// DecodingFrom says where Decoding and HeldTokens come from.
 	DecodingFrom DecodingSource
 }
@@ -51,6 +76,23 @@ func (p *Picker) Stats() Stats {
 		Open:      len(l.open),
 		Pools:     make(map[string]PoolStats, len(l.pools)),
 		Counts:    l.count,
+
+		OptimisticRefused: l.underWay.refused,
+	}
+	for id, pool := range l.pools {
+		s.Pools[id] = PoolStats{
+			SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep(),
+			Groups: pool.fit.Groups, Restored: pool.restored, Busy: pool.rho, Kappa: pool.kappa(),
+			KVRoom: l.cfg.KVRoom && pool.room, Kinds: make(map[string]KindStats),
+		}
+	}
+	for id, k := range l.kinds {
+		if pool, ok := s.Pools[id.pool]; ok {
+			pool.Kinds[id.label] = KindStats{
+				SecondsPerToken: k.fit.SecondsPerToken(), SecondsPerStep: k.fit.SecondsPerStep(), Groups: k.fit.Groups,
+				HeldSeconds: k.heldSeconds(), OutputTokens: k.output,
+			}
+		}
 	}
 	for _, e := range endpoints {
 		a := l.accounts[e.ID]
@@ -60,13 +102,13 @@ func (p *Picker) Stats() Stats {
 		at := l.occupancyLocked(a, now)
 		s.Endpoints = append(s.Endpoints, EndpointStats{
 			Endpoint: e, QueuedArea: a.area, Backlog: a.backlog(now), Waiting: a.waiting,
-			Decoding: at.decoding, HeldTokens: at.held, DecodingFrom: at.from,
+			Decoding: at.decoding, HeldTokens: at.held, CapacityTokens: a.engine.CapacityTokens, DecodingFrom: at.from,
+			OptimisticBlocks: l.underWay.held[a.slot],
 		})
-	}
-	for id, pool := range l.pools {
-		s.Pools[id] = PoolStats{
-			SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep(),
-			Busy: pool.rho, KVRoom: l.cfg.KVRoom && pool.room,
+		if a.ready && a.engine.CapacityTokens <= 0 {
+			pool := s.Pools[e.pool()]
+			pool.NoCapacity = append(pool.NoCapacity, e.Name)
+			s.Pools[e.pool()] = pool
 		}
 	}
 	return s

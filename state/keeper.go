@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // Keeper reads the file at the start and writes it from then on. Nothing about
@@ -27,8 +29,8 @@ type Keeper struct {
 	writes   *prometheus.CounterVec
 
 	// The following belong to Run.
-	written []Fit // what is in the file; nil: unknown
-	failing bool  // the last write failed, and the log told of it
+	written *scoring.Fits // what is in the file; nil: unknown
+	failing bool          // the last write failed, and the log told of it
 }
 
 // New makes a Keeper; nil where cfg names no folder, so that nothing is kept.
@@ -39,7 +41,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Keeper {
 	k := &Keeper{
 		folder: cfg.Folder(), interval: cfg.Interval, log: log,
 		restored: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "firsttoken_state_restored_fits", Help: "Fits of engine speed that were read from the state directory at the start.",
+			Name: "firsttoken_state_restored_models", Help: "Models whose engines' learnt speed was read from the state directory at the start.",
 		}),
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "firsttoken_state_writes_total", Help: "Writes to the state directory, by result: ok, error.",
@@ -55,31 +57,28 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Keeper {
 // File is where the fits are kept.
 func (k *Keeper) File() string { return file(k.folder) }
 
-// Load reads what the service before this one knew; nothing where there is no
-// file, or none that can be used, which is put aside for people to look at.
-func (k *Keeper) Load() []Fit {
+// Load hands to restore what the service before this one knew; nothing where
+// there is no file, or none that can be used, which is put aside for people to
+// look at. The error of restore says which entries were passed over.
+func (k *Keeper) Load(restore func(scoring.Fits) error) {
 	k.sweep()
 	text, err := read(k.File())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return
 	}
-	var fits []Fit
-	var odd []error
+	var fits scoring.Fits
 	if err == nil {
-		fits, odd, err = decode(text)
+		fits, err = decode(text)
 	}
 	if err != nil {
 		k.refuse(err)
-		return nil
+		return
 	}
-	for _, fault := range odd {
-		k.log.Warn("a kept fit of engine speed cannot be true; that pool is learnt anew", "file", k.File(), "error", fault)
+	if err := restore(fits); err != nil {
+		k.log.Warn("some of the learnt engine speeds cannot be true and are learnt anew", "file", k.File(), "error", err)
 	}
-	k.restored.Set(float64(len(fits)))
-	if len(fits) > 0 {
-		k.log.Info("restored what was learnt of the engines' speed", "file", k.File(), "fits", len(fits))
-	}
-	return fits
+	k.restored.Set(float64(len(fits.Models)))
+	k.log.Info("read what was learnt of the engines' speed", "file", k.File(), "models", len(fits.Models), "kinds", len(fits.Kinds))
 }
 
 // refuse puts a file aside that cannot be used, in place of one put aside
@@ -126,7 +125,7 @@ func (k *Keeper) sweep() {
 
 // Run writes what fits returns, now, at every interval at which it changed, and
 // when ctx ends. Call it once, after Load.
-func (k *Keeper) Run(ctx context.Context, fits func() []Fit) error {
+func (k *Keeper) Run(ctx context.Context, fits func() scoring.Fits) error {
 	ticker := time.NewTicker(k.interval)
 	defer ticker.Stop()
 	for {
@@ -141,8 +140,9 @@ func (k *Keeper) Run(ctx context.Context, fits func() []Fit) error {
 }
 
 // write brings the file up to date.
-func (k *Keeper) write(fits []Fit) {
-	if k.written != nil && !k.failing && slices.Equal(fits, k.written) {
+func (k *Keeper) write(fits scoring.Fits) {
+	fits = kept(fits)
+	if k.written != nil && !k.failing && slices.Equal(fits.Models, k.written.Models) && slices.Equal(fits.Kinds, k.written.Kinds) {
 		return
 	}
 	if err := k.replace(fits); err != nil {
@@ -159,12 +159,12 @@ func (k *Keeper) write(fits []Fit) {
 		k.log.Info("what was learnt of the engines' speed can be written again", "file", k.File())
 	}
 	k.failing = false
-	k.written = append(make([]Fit, 0, len(fits)), fits...)
+	k.written = &fits
 }
 
 // replace writes the file anew: whoever reads it, or finds it after a crash,
 // sees the old one or the new one.
-func (k *Keeper) replace(fits []Fit) error {
+func (k *Keeper) replace(fits scoring.Fits) error {
 	text, err := encode(fits, time.Now())
 	if err != nil {
 		return err

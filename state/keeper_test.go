@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,8 +16,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // writerFolder, in the environment, makes this binary write there without end.
@@ -34,12 +38,21 @@ func TestMain(m *testing.M) {
 }
 
 // many fits, the more groups the later.
-func many(n uint64) []Fit {
-	var fits []Fit
-	for i := range uint64(maxFits) {
-		fits = append(fits, Fit{Pool: fmt.Sprintf("model-%03d", i), SecondsPerToken: 1e-4, SecondsPerStep: 0.01, Tokens: 5000, Steps: 4, Groups: n})
+func many(n uint64) scoring.Fits {
+	var fits scoring.Fits
+	for i := range maxFits {
+		fits.Models = append(fits.Models, scoring.ModelFit{Model: fmt.Sprintf("model-%03d", i), Fit: scoring.Fit{TokenSeconds: 0.5, Tokens: 5000, Groups: n}})
 	}
 	return fits
+}
+
+// load is what a Keeper reads.
+func load(k *Keeper) (got scoring.Fits) {
+	k.Load(func(f scoring.Fits) error {
+		got = f
+		return nil
+	})
+	return got
 }
 
 // keeper makes a Keeper and what it logs.
@@ -49,24 +62,34 @@ func keeper(t *testing.T, folder string) (*Keeper, *bytes.Buffer) {
 	return New(Config{Directory: folder, Interval: time.Minute}, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry()), &log
 }
 
-var learnt = []Fit{
-	{Pool: "qwen", SecondsPerToken: 1.2e-4, SecondsPerStep: 0.011, Tokens: 250_000, Steps: 50, Groups: 311},
-	{Pool: "qwen", Kind: "small", SecondsPerToken: 3.1e-4, SecondsPerStep: 0.02, Tokens: 100_000, Steps: 40, Groups: 120},
-	{Pool: "llama \"8b\"\n", SecondsPerToken: 9e-5, SecondsPerStep: 0.009, Tokens: 9, Steps: 1, Groups: 3},
+var learnt = scoring.Fits{
+	Models: []scoring.ModelFit{
+		{Model: "llama \"8b\"\n", Fit: scoring.Fit{TokenSeconds: 0.1, Tokens: 1000, Groups: 3}},
+		{Model: "qwen", Fit: scoring.Fit{TokenSeconds: 25.1, Tokens: 250_000, StepSeconds: 0.5, Steps: 50, Groups: 311}},
+	},
+	Kinds: []scoring.KindFit{
+		{Model: "qwen", Kind: "small", Fit: scoring.Fit{TokenSeconds: 31, Tokens: 100_000, Groups: 120}, HeldSeconds: 7.5, OutputTokens: 250},
+	},
 }
+
+// fewer is a part of what was learnt.
+var fewer = scoring.Fits{Models: learnt.Models[:1]}
 
 func TestWhatIsWrittenIsReadAgain(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "made", "at first use")
 	k, _ := keeper(t, folder)
-	if got := k.Load(); got != nil {
-		t.Fatalf("read %v where nothing is", got)
-	}
-	k.write(append([]Fit{{Pool: "untaught", SecondsPerToken: 1e-4, SecondsPerStep: 0.01}}, learnt...))
+	k.Load(func(f scoring.Fits) error {
+		t.Errorf("read %v where nothing is", f)
+		return nil
+	})
+	taught := learnt
+	taught.Models = append([]scoring.ModelFit{{Model: "untaught"}}, taught.Models...)
+	k.write(taught)
 	again, log := keeper(t, folder)
-	if diff := cmp.Diff(learnt, again.Load()); diff != "" {
+	if diff := cmp.Diff(learnt, load(again)); diff != "" {
 		t.Errorf("(-written +read)\n%s", diff)
 	}
-	if got := testutil.ToFloat64(again.restored); got != float64(len(learnt)) || !strings.Contains(log.String(), "restored") {
+	if got := testutil.ToFloat64(again.restored); got != 2 || !strings.Contains(log.String(), "read what was learnt") {
 		t.Errorf("metric %v, log %s", got, log)
 	}
 }
@@ -76,12 +99,11 @@ func TestWhatIsWrittenIsReadAgain(t *testing.T) {
 func TestWhenItIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, _ := keeper(t, t.TempDir())
-		var fits atomic.Pointer[[]Fit]
-		learn := func(f []Fit) { fits.Store(&f) }
-		learn(learnt[:1])
+		var fits atomic.Pointer[scoring.Fits]
+		fits.Store(&fewer)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- k.Run(ctx, func() []Fit { return *fits.Load() }) }()
+		go func() { ended <- k.Run(ctx, func() scoring.Fits { return *fits.Load() }) }()
 		writes := func(want float64) {
 			t.Helper()
 			synctest.Wait()
@@ -92,17 +114,17 @@ func TestWhenItIsWritten(t *testing.T) {
 		writes(1)
 		time.Sleep(5 * time.Minute)
 		writes(1)
-		learn(learnt)
+		fits.Store(&learnt)
 		time.Sleep(time.Minute)
 		writes(2)
-		learn(learnt[:2])
+		fits.Store(&fewer)
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 		writes(3)
 		again, _ := keeper(t, k.folder)
-		if diff := cmp.Diff(learnt[:2], again.Load()); diff != "" {
+		if diff := cmp.Diff(fewer, load(again), cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("(-last +read)\n%s", diff)
 		}
 	})
@@ -122,10 +144,10 @@ func TestUnusableFiles(t *testing.T) {
 		"not ours":          []byte(`{"fits": []}`),
 		"another's list":    []byte(`[1, 2]`),
 		"newer":             replaced(`"version": 1`, `"version": 2`),
-		"no number":         replaced(`0.011`, `"fast"`),
-		"beyond all floats": replaced(`0.011`, `1e999`),
+		"no number":         replaced(`25.1`, `"fast"`),
+		"beyond all floats": replaced(`25.1`, `1e999`),
 		"too long":          append(good, bytes.Repeat([]byte(" "), maxFile)...),
-		"too many":          []byte(`{"firsttoken":"fits","version":1,"fits":[` + strings.TrimSuffix(strings.Repeat(`{},`, maxFits+1), ",") + `]}`),
+		"too many":          []byte(`{"firsttoken":"fits","version":1,"fits":{"models":[` + strings.TrimSuffix(strings.Repeat(`{},`, maxFits+1), ",") + `]}}`),
 	}
 	for name, text := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -134,9 +156,10 @@ func TestUnusableFiles(t *testing.T) {
 			if err := os.WriteFile(k.File(), text, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got := k.Load(); got != nil {
-				t.Errorf("read %v", got)
-			}
+			k.Load(func(f scoring.Fits) error {
+				t.Errorf("read %v", f)
+				return nil
+			})
 			if !strings.Contains(log.String(), k.File()) || !strings.Contains(log.String(), "level=WARN") {
 				t.Errorf("the log does not warn of the file: %s", log)
 			}
@@ -144,7 +167,7 @@ func TestUnusableFiles(t *testing.T) {
 				t.Errorf("what was there is not put aside as it was: %v", err)
 			}
 			k.write(learnt)
-			if again, _ := keeper(t, folder); len(again.Load()) != len(learnt) {
+			if again, _ := keeper(t, folder); len(load(again).Models) != len(learnt.Models) {
 				t.Error("the next write did not take its place")
 			}
 		})
@@ -154,37 +177,42 @@ func TestUnusableFiles(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(k.File(), "in it"), 0o750); err != nil {
 			t.Fatal(err)
 		}
-		if got := k.Load(); got != nil || !strings.Contains(log.String(), "level=WARN") {
+		if got := load(k); got.Models != nil || !strings.Contains(log.String(), "level=WARN") {
 			t.Errorf("read %v, log %s", got, log)
 		}
 	})
 }
 
-// A fit that no engine can have taught costs that pool what was learnt, no other.
+// A fit that no engine can have taught costs that model what was learnt, no
+// other.
 func TestFitsThatCannotBeTrue(t *testing.T) {
 	tests := map[string]string{
-		"a negative time":  `"seconds_per_token": -1e-4`,
-		"no time":          `"seconds_per_token": 0`,
-		"too slow":         `"seconds_per_token": 20`,
-		"steps of hours":   `"seconds_per_step": 10000`,
-		"negative weight":  `"tokens": -1`,
-		"immense weight":   `"steps": 1e300`,
-		"a name too long":  `"pool": "` + strings.Repeat("x", maxName+1) + `"`,
-		"the same pool":    `"pool": "good"`,
-		"nothing but this": `"steps": 1e13, "tokens": 1e13`,
+		"a negative time": `"token_seconds": -1, "tokens": 10000`,
+		"too slow":        `"token_seconds": 20000, "tokens": 10000`,
+		"too fast":        `"tokens": 1e20`,
+		"no steps":        `"steps": 1e20`,
+		"steps of hours":  `"step_seconds": 1e6, "steps": 10`,
+		"negative weight": `"tokens": -1`,
+		"immense weight":  `"steps": 1e300`,
 	}
 	for name, fields := range tests {
 		t.Run(name, func(t *testing.T) {
-			bad := `{"pool": "bad", "seconds_per_token": 1e-4, "seconds_per_step": 0.01, ` + fields + `}`
-			text := `{"firsttoken": "fits", "version": 1, "fits": [{"pool": "good", "seconds_per_token": 1e-4, "seconds_per_step": 0.01, "tokens": 1, "steps": 1, "groups": 7},` + bad + `]}`
+			text := `{"firsttoken": "fits", "version": 1, "fits": {"models": [` +
+				`{"model": "good", "token_seconds": 1, "tokens": 10000, "groups": 7}, {"model": "bad", "groups": 9, ` + fields + `}]}}`
 			k, log := keeper(t, t.TempDir())
 			if err := os.WriteFile(k.File(), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got := k.Load(); len(got) != 1 || got[0].Groups != 7 {
-				t.Errorf("read %v", got)
+			picker, err := scoring.NewPicker(scoring.DefaultConfig(), time.Now, rand.New(rand.NewPCG(1, 2)))
+			if err != nil {
+				t.Fatal(err)
 			}
-			if !strings.Contains(log.String(), "learnt anew") {
+			k.Load(picker.Restore)
+			got := picker.Fits()
+			if len(got.Models) != 1 || got.Models[0].Model != "good" || got.Models[0].Groups != 7 {
+				t.Errorf("restored %+v", got)
+			}
+			if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "bad") || !strings.Contains(log.String(), k.File()) {
 				t.Errorf("the log does not tell: %s", log)
 			}
 		})
@@ -200,9 +228,7 @@ func TestFolderThatCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	k, log := keeper(t, filepath.Join(parent, "state"))
-	if got := k.Load(); got != nil {
-		t.Errorf("read %v", got)
-	}
+	load(k)
 	log.Reset()
 	k.write(learnt)
 	k.write(learnt)
@@ -254,7 +280,7 @@ func TestKilledWhileWriting(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = writer.Wait()
-		got := k.Load()
+		got := load(k).Models
 		if len(got) != maxFits {
 			t.Fatalf("%d fits after a kill: %s", len(got), log)
 		}
@@ -277,7 +303,7 @@ func TestKilledWhileWriting(t *testing.T) {
 		}
 	}
 	k, _ := keeper(t, folder)
-	k.Load()
+	load(k)
 	if entries, err = os.ReadDir(folder); err != nil || len(entries) != 1 {
 		t.Errorf("the folder has %v, want the one file; %v", entries, err)
 	}
@@ -291,7 +317,7 @@ func TestFreshFilesOfAnotherAreLeftAlone(t *testing.T) {
 	if err := os.WriteFile(other, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k.Load()
+	load(k)
 	if _, err := os.Stat(other); err != nil {
 		t.Error(err)
 	}
@@ -317,50 +343,66 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// More pools than are kept: those taught most are.
+// Names are as long as engines tell them, but not in the file.
 func TestSizeIsBounded(t *testing.T) {
 	fits := many(1)
 	long := strings.Repeat("\x01", maxName)
-	for i := range fits {
-		fits[i].Pool, fits[i].Kind = fmt.Sprintf("%03d", i)+long[3:], long
+	for i := range fits.Models {
+		fits.Models[i].Model = fmt.Sprintf("%03d", i) + long[3:]
+		fits.Kinds = append(fits.Kinds, scoring.KindFit{Model: fits.Models[i].Model, Kind: long, Fit: fits.Models[i].Fit})
 	}
-	fits = append(fits, Fit{Pool: "well taught", SecondsPerToken: 1e-4, SecondsPerStep: 0.01, Groups: 9})
+	fits.Models = append(fits.Models, fits.Models[0])
+	fits.Models[1].Model += "x"
+	fits.Kinds[1].Kind += "x"
+	fits = kept(fits)
 	text, err := encode(fits, time.Unix(1, 0))
 	if err != nil || len(text) > maxFile {
 		t.Fatalf("%d bytes, %v", len(text), err)
 	}
-	got, odd, err := decode(text)
-	if err != nil || len(odd) > 0 || len(got) != maxFits || got[0].Pool != "well taught" {
-		t.Errorf("%d fits, %v, %v", len(got), odd, err)
+	got, err := decode(text)
+	if err != nil || len(got.Models) != maxFits || len(got.Kinds) != maxFits-1 {
+		t.Errorf("%d models, %d kinds, %v", len(got.Models), len(got.Kinds), err)
 	}
 }
 
-// Whatever a file holds, what is taken from it is what would be written of it.
+// Whatever a file holds, what is taken from it makes a Picker whose fits can be
+// written and read again.
 func FuzzDecode(f *testing.F) {
 	good, err := encode(learnt, time.Unix(1, 0))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
-	f.Add([]byte(`{"firsttoken":"fits","version":1,"fits":[{"pool":"p","seconds_per_token":1e-5,"seconds_per_step":1,"groups":1}]}`))
+	f.Add([]byte(`{"firsttoken":"fits","version":1,"fits":{"kinds":[{"model":"p","kind":"k","held_seconds":1e-5,"output_tokens":1,"groups":1}]}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		fits, _, err := decode(text)
+		fits, err := decode(text)
 		if err != nil {
 			return
 		}
-		for i := range fits {
-			if fault := fits[i].valid(); fault != nil {
-				t.Fatalf("%+v: %v", fits[i], fault)
-			}
-			fits[i].Groups = max(1, fits[i].Groups)
+		picker, err := scoring.NewPicker(scoring.DefaultConfig(), time.Now, rand.New(rand.NewPCG(1, 2)))
+		if err != nil {
+			t.Fatal(err)
 		}
+		_ = picker.Restore(fits)
+		fits = kept(picker.Fits())
 		written, err := encode(fits, time.Unix(1, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, odd, err := decode(written)
-		if err != nil || len(odd) > 0 || len(again) != len(fits) {
-			t.Fatalf("%v, %v, %d of %d", err, odd, len(again), len(fits))
+		again, err := decode(written)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := picker.Restore(again); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(fits, again, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("(-written +read)\n%s", diff)
+		}
+		for model, p := range picker.Stats().Pools {
+			if s, o := p.SecondsPerToken, p.SecondsPerStep; !(s > 1e-11 && s <= 1 && o > 1e-8 && o <= 100) {
+				t.Fatalf("%q: %g s a token, %g s a step", model, s, o)
+			}
 		}
 	})
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
+	"github.com/firsttoken/firsttoken/state"
 )
 
 // newServeCommand makes "firsttoken serve": the service itself.
@@ -90,6 +91,8 @@ type service struct {
 	// checker joins all sources, each for as long as it is right.
 	checker *fidelity.Checker
 
+	// keeper is nil where what was learnt is not kept.
+	keeper  *state.Keeper
 	picker  *scoring.Picker
 	observe observers
 	encoder *prompt.Encoder
@@ -149,6 +152,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	fidelity.NewMetrics(registry, s.checker)
 	if s.picker, err = scoring.NewPicker(cfg.Scoring, time.Now, rng, s.checker); err != nil {
 		return nil, err
+	}
+	if s.keeper = state.New(cfg.State, log, registry); s.keeper != nil {
+		s.keeper.Load(s.picker.Restore)
 	}
 	registry.MustRegister(newLedgerCollector(s.picker), newMemoryCollector(s.picker.Endpoints, s.memory))
 	if s.source != nil {
@@ -357,6 +363,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	s.reloader.start(beside, group)
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
+	if s.keeper != nil {
+		group.Go(func() error { return s.keeper.Run(beside, s.picker.Fits) })
+	}
 	group.Go(func() error { return s.probe(beside) })
 	group.Go(func() error {
 		select {

@@ -15,7 +15,8 @@ type ledgerCollector struct {
 	queued, work, waiting, decoding *prometheus.Desc
 	open, expired, predicted, moved *prometheus.Desc
 	prefilled                       *prometheus.Desc
-	token, step                     *prometheus.Desc
+	token, step, groups             *prometheus.Desc
+	kappa, room, held, refused      *prometheus.Desc
 }
 
 func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
@@ -34,13 +35,18 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 		prefilled: desc("bookings_prefilled_total", "Requests that left the queue because the engine's KV events told that their prompt was computed, before anything of the answer was seen."),
 		moved:     desc("bookings_moved_total", "Bookings moved to the endpoint that served the request in place of the one chosen."),
 		token:     desc("pool_seconds_per_token", "Learned time of computing one prompt token, attention aside, by the pool's model.", "model"),
+		groups:    desc("pool_first_token_groups_total", "Groups of first tokens that taught those times, those before a restart too.", "model"),
+		kappa:     desc("pool_kappa", "Seconds that each second of a request's own work is taken to cost those behind it, by the pool's model.", "model"),
+		room:      desc("pool_kv_room", "Whether requests are kept from engines whose KV memory is full: 1, or 0 where a capacity is not known.", "model"),
+		held:      desc("endpoint_kv_held_tokens", "Tokens of KV memory that the requests in flight at the endpoint hold.", "endpoint"),
+		refused:   desc("optimistic_refused_total", "Requests whose blocks were not counted as under way because too many were."),
 		step:      desc("pool_seconds_per_step", "Learned time that each of the engines' steps costs besides, by the pool's model.", "model"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step} {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step, c.groups, c.kappa, c.room, c.held, c.refused} {
 		ch <- d
 	}
 }
@@ -59,6 +65,7 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.work, float64(e.QueuedArea), e.Endpoint.Name)
 		gauge(c.waiting, float64(e.Waiting), e.Endpoint.Name)
 		gauge(c.decoding, float64(e.Decoding), e.Endpoint.Name)
+		gauge(c.held, float64(e.HeldTokens), e.Endpoint.Name)
 	}
 	gauge(c.open, float64(s.Open))
 	counter(c.expired, s.Counts.ExpiredQueued, "queued")
@@ -66,9 +73,17 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(c.predicted, s.Counts.Predicted)
 	counter(c.prefilled, s.Counts.Prefilled)
 	counter(c.moved, s.Counts.Moved)
+	counter(c.refused, s.OptimisticRefused)
 	for model, pool := range s.Pools {
 		gauge(c.token, pool.SecondsPerToken, model)
 		gauge(c.step, pool.SecondsPerStep, model)
+		gauge(c.kappa, pool.Kappa, model)
+		on := 0.0
+		if pool.KVRoom {
+			on = 1
+		}
+		gauge(c.room, on, model)
+		ch <- prometheus.MustNewConstMetric(c.groups, prometheus.CounterValue, float64(pool.Groups), model)
 	}
 }
 

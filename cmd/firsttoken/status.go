@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/firsttoken/firsttoken/counters"
@@ -75,13 +76,56 @@ type modelStatus struct {
 // poolStatus is what was learned of the engines of one model.
 type poolStatus struct {
 	// SecondsPerToken is the time of computing one prompt token, attention aside,
-	// SecondsPerStep that of each step besides.
+	// SecondsPerStep that of each step besides; Groups how many groups of first
+	// tokens taught them. Restored: they began with what the service before this
+	// one had learnt.
 	SecondsPerToken float64 `json:"seconds_per_token"`
 	SecondsPerStep  float64 `json:"seconds_per_step"`
-	// Busy is the share of endpoints with a prefill under way, of late.
-	Busy float64 `json:"busy_share"`
-	// KVRoom: requests are kept from engines whose KV memory is full.
-	KVRoom bool `json:"kv_room"`
+	Groups          uint64  `json:"groups"`
+	Restored        bool    `json:"restored"`
+	// Busy is the share of endpoints with a prefill under way, of late, and Kappa
+	// what each second of a request's own work is taken to cost those behind it.
+	Busy  float64 `json:"busy_share"`
+	Kappa float64 `json:"kappa"`
+	// KVRoom: requests are kept from engines whose KV memory is full. KVRoomOff
+	// says why not.
+	KVRoom    bool   `json:"kv_room"`
+	KVRoomOff string `json:"kv_room_off,omitempty"`
+	// Kinds are the model's engines by endpoints[].kind.
+	Kinds map[string]kindStatus `json:"kinds"`
+}
+
+// kindStatus is what was learned of one kind of engine.
+type kindStatus struct {
+	SecondsPerToken float64 `json:"seconds_per_token"`
+	SecondsPerStep  float64 `json:"seconds_per_step"`
+	Groups          uint64  `json:"groups"`
+	// HeldSeconds is how long a request holds KV memory after its first token,
+	// OutputTokens how many tokens its answer has.
+	HeldSeconds  float64 `json:"held_seconds"`
+	OutputTokens float64 `json:"output_tokens"`
+}
+
+func (s *service) poolStatus(p scoring.PoolStats) poolStatus {
+	view := poolStatus{
+		SecondsPerToken: p.SecondsPerToken, SecondsPerStep: p.SecondsPerStep, Groups: p.Groups, Restored: p.Restored,
+		Busy: p.Busy, Kappa: p.Kappa, KVRoom: p.KVRoom, Kinds: make(map[string]kindStatus, len(p.Kinds)),
+	}
+	for label, k := range p.Kinds {
+		view.Kinds[label] = kindStatus(k)
+	}
+	switch {
+	case p.KVRoom:
+	case !s.cfg.Scoring.KVRoom:
+		view.KVRoomOff = "scoring.kv_room is false"
+	case !s.cfg.Counters.Enabled:
+		view.KVRoomOff = "counters.enabled is false, so no engine's capacity is known"
+	case len(p.NoCapacity) > 0:
+		view.KVRoomOff = "capacity is not known of " + strings.Join(p.NoCapacity, ", ")
+	default:
+		view.KVRoomOff = "no endpoint is ready"
+	}
+	return view
 }
 
 // endpointStatus is one endpoint.
@@ -104,6 +148,13 @@ type endpointStatus struct {
 	Decoding      int     `json:"decoding"`
 	// DecodingFrom says where that is known from: ends, engine or predicted.
 	DecodingFrom scoring.DecodingSource `json:"decoding_from"`
+	// KVTokens is how much KV memory the requests in flight hold there, of
+	// KVCapacity tokens; 0: not known.
+	KVTokens   scoring.Tokens `json:"kv_tokens"`
+	KVCapacity scoring.Tokens `json:"kv_capacity_tokens"`
+	// OptimisticBlocks are blocks of prompts under way, or just over, that count
+	// as cached until a source shows them.
+	OptimisticBlocks int `json:"optimistic_blocks"`
 	// Instance is the LMCache instance whose reports count here; empty: none.
 	Instance string `json:"lmcache_instance,omitempty"`
 	// Counters are what the engine says of itself; null where that is not read.
@@ -134,7 +185,7 @@ func (s *service) status() status {
 		Pools:        make(map[string]poolStatus, len(ledger.Pools)),
 	}
 	for model, p := range ledger.Pools {
-		view.Pools[model] = poolStatus(p)
+		view.Pools[model] = s.poolStatus(p)
 	}
 	for _, m := range s.cfg.Prompt.Models {
 		view.Models = append(view.Models, modelStatus{m.Name, m.Tokenizer, s.encoder.Model(m.Name) != nil, s.encoder.State(m.Name), nil})
@@ -176,11 +227,16 @@ func (s *service) status() status {
 			Waiting:       o.Waiting,
 			Decoding:      o.Decoding,
 			DecodingFrom:  o.DecodingFrom,
-			Instance:      instances[e.Endpoint.ID],
-			Counters:      counted[e.Endpoint.ID],
-			Memory:        s.memory.Status(e.Endpoint.ID),
-			Sources:       told.Sources,
-			Findings:      told.Findings,
+			KVTokens:      o.HeldTokens,
+			KVCapacity:    o.CapacityTokens,
+
+			OptimisticBlocks: o.OptimisticBlocks,
+
+			Instance: instances[e.Endpoint.ID],
+			Counters: counted[e.Endpoint.ID],
+			Memory:   s.memory.Status(e.Endpoint.ID),
+			Sources:  told.Sources,
+			Findings: told.Findings,
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed
