@@ -69,8 +69,8 @@ type Candidate struct {
 	// Cost and Tie are the policy's verdict: the least Cost wins, then the least
 	// Tie.
 	Cost, Tie float64
-	// Estimate is the predicted time to first token, whatever the policy:
-	// Backlog, KVWait and Work.
+	// Estimate is the predicted time to first token, whatever the policy: Backlog,
+	// KVWait, Work, and of a step that the prefill does not fill, the rest.
 	Estimate time.Duration
 
 	// equivalents and steps are the part of Work that is computed, for the fit.
