@@ -52,5 +52,6 @@ func newExperimentsCommand() *cobra.Command {
 	f.StringSliceVar(&o.Policies, "policies", experiments.Policies(), "rows: "+strings.Join(experiments.Policies(), ", "))
 	f.IntSliceVar(&o.Experiments, "experiments", []int{1, 2}, "which of the two")
 	f.StringVar(&o.Folder, "out", "", "`folder` for page, CSV and plots; empty: nowhere")
+	f.StringVar(&o.Requests, "requests", "", "CSV `file` with a line for each request: what was expected, what came; empty: none")
 	return cmd
 }

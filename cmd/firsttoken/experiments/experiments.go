@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,8 @@ type Options struct {
 	Experiments []int
 	// Folder is where page, CSV and plots are written; empty: nowhere.
 	Folder string
+	// Requests is a CSV file with a line for each request; empty: none.
+	Requests string
 	// Command is how the page says that it was made.
 	Command string
 	// Out gets a line for each run and the tables. On Terminal, which may be nil,
@@ -156,6 +159,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	page := newPage(o, results)
 	fmt.Fprintf(o.Out, "\n%s", page.tables())
+	if o.Requests != "" {
+		if err := os.WriteFile(o.Requests, page.requests(), 0o644); err != nil { //nolint:gosec // Times and lengths, no texts.
+			return fmt.Errorf("--requests: %w", err)
+		}
+	}
 	if o.Folder != "" {
 		if err := page.write(o.Folder); err != nil {
 			return err

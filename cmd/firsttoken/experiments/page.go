@@ -211,6 +211,20 @@ func (p *page) csv() []byte {
 	return b.Bytes()
 }
 
+// requests has a line for each request of each run.
+func (p *page) requests() []byte {
+	var b bytes.Buffer
+	b.WriteString("experiment,policy,run,sent,ttft,ttft_service,estimate,prompt_tokens,cached_tokens,expected_cached_tokens,waiting,decoding,engine,reason\n")
+	for i := range p.results {
+		r := &p.results[i]
+		for _, m := range r.moments {
+			fmt.Fprintf(&b, "%d,%s,%d,%.4f,%.4f,%.4f,%.4f,%d,%d,%d,%d,%d,%s,%s\n", r.experiment, r.policy, r.run,
+				m.sent, m.ttft, m.measured, m.estimate, m.prompt, m.cached, m.expected, m.waiting, m.decodes, m.engine, m.reason)
+		}
+	}
+	return b.Bytes()
+}
+
 // plot is an experiment's plot of all runs together: which share of requests had
 // its first token by when, and what those had to wait who asked at a time. Nil
 // where it was not run.

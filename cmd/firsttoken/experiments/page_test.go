@@ -24,7 +24,7 @@ func runs(means map[string][3]float64) []result {
 			for i, mean := range means[name] {
 				results = append(results, result{
 					experiment: experiment, policy: name, run: i + 1, requests: 2, seconds: 10, ttft: bench.Distribution{Mean: mean, P50: mean}, estimateError: 0.2,
-					moments: []moment{{0, mean / 2}, {1, 3 * mean / 2}},
+					moments: []moment{{ttft: mean / 2}, {sent: 1, ttft: 3 * mean / 2}},
 				})
 			}
 		}
@@ -117,7 +117,7 @@ func TestResult(t *testing.T) {
 	if e := got.estimateError; e < 0.0999 || e > 0.1001 {
 		t.Errorf("estimate error %g, want 0.1", e)
 	}
-	if len(got.moments) != 3 || got.moments[1] != (moment{2, 4}) {
+	if len(got.moments) != 3 || got.moments[1] != (moment{sent: 2, ttft: 4, measured: 4, estimate: 6, prompt: 10, cached: 5, engine: "e:2"}) {
 		t.Errorf("moments %+v", got.moments)
 	}
 	if _, err := newResult(1, "ttft", 1, 1, &s, records, decisions[1:]); err == nil || !strings.Contains(err.Error(), `"a"`) {

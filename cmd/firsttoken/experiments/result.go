@@ -30,9 +30,18 @@ type result struct {
 	moments []moment
 }
 
-// moment is when a request was sent, since the first one, and what it waited for
-// its first token.
-type moment struct{ sent, ttft float64 }
+// moment is one request.
+type moment struct {
+	// sent is when, since the first one, and ttft what it waited for its first
+	// token. measured is what the service saw of that, and estimate what it had
+	// expected; 0 where there is none.
+	sent, ttft, measured, estimate float64
+	prompt, cached                 int
+	// expected is what the service believed to be cached.
+	expected         uint32
+	engine, reason   string
+	waiting, decodes uint32
+}
 
 func newResult(number int, policy string, run int, scale float64, s *bench.Summary, records []bench.Record, decisions []*firsttokenv1.Decision) (result, error) {
 	r := result{
@@ -48,7 +57,6 @@ func newResult(number int, policy string, run int, scale float64, s *bench.Summa
 	var distances []float64
 	for i := range records {
 		record := &records[i]
-		r.moments = append(r.moments, moment{record.Sent.Sub(records[0].Sent).Seconds() / scale, record.FirstToken.Seconds() / scale})
 		perEngine[record.Endpoint]++
 		d := byID[record.ID]
 		if d == nil {
@@ -57,6 +65,15 @@ func newResult(number int, policy string, run int, scale float64, s *bench.Summa
 		if distance, ok := estimateDistance(d); ok {
 			distances = append(distances, distance)
 		}
+		m := moment{
+			sent: record.Sent.Sub(records[0].Sent).Seconds() / scale, ttft: record.FirstToken.Seconds() / scale, measured: d.GetTtftSeconds() / scale,
+			prompt: record.Usage.Prompt, cached: record.Usage.Cached, engine: record.Endpoint, reason: record.Reason,
+		}
+		if c := d.GetCandidates(); len(c) > 0 {
+			m.estimate, m.expected = c[0].GetEstimateSeconds()/scale, c[0].GetCachedTokens()
+			m.waiting, m.decodes = c[0].GetWaiting(), c[0].GetDecoding()
+		}
+		r.moments = append(r.moments, m)
 	}
 	for _, n := range perEngine {
 		r.busiest = max(r.busiest, float64(n)/float64(len(records)))

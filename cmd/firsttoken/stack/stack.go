@@ -212,8 +212,17 @@ func (s *Stack) startEnvoy(ctx context.Context, service string) error {
 		if err != nil {
 			return err
 		}
-		s.Gateway, err = s.envoyListener(ctx, "http://"+string(admin))
-		return err
+		address, err := s.envoyListener(ctx, "http://"+string(admin))
+		if err != nil {
+			return err
+		}
+		s.Gateway = "http://" + address
+		// It has its address a little before it listens there.
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
 	})
 }
 
@@ -240,7 +249,7 @@ func (s *Stack) envoyListener(ctx context.Context, admin string) (string, error)
 		return "", errors.New("envoy has no listener yet")
 	}
 	socket := listeners.Statuses[0].Address.Socket
-	return "http://" + net.JoinHostPort(socket.Address, strconv.Itoa(socket.Port)), nil
+	return net.JoinHostPort(socket.Address, strconv.Itoa(socket.Port)), nil
 }
 
 // awaitReady waits until the service sees every engine, and its LMCache worker
