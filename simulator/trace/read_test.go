@@ -141,7 +141,7 @@ func TestABadLineIsAnErrorWithItsNumber(t *testing.T) {
 		{"cut record", good + "\n" + `{"id":`, "a:2: ends within a record; expected records of /decisions"},
 		{"no id", good + "\n" + `{"time":"2026-11-21T10:00:00Z"}`, "a:2: id is missing"},
 		{"no time", `{"decisions":[` + "\n" + good + ",\n\n" + `{"id":"b"}]}`, "a:4: time is missing"},
-		{"foreign value", good + "\n7", "a:2: is no decision record: proto: "},
+		{"foreign value", good + "\n7", "a:2: is no decision record: proto:"},
 		{"no list", good + "\n" + `{"decisions":7}`, "a:2: id is missing"},
 		{"block", good + "\n" + `{"id":"b","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["1"]}`, "a:2: block_tokens is 0 with 1 prefix_blocks"},
 		{"blocks", good + "\n" + `{"id":"b","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["1","2"],"block_tokens":64}`, "a:2: prefix_blocks has 2 names, but 64 tokens have 1 whole blocks of 64"},
