@@ -18,9 +18,9 @@ func newDemoCommand() *cobra.Command {
 		Short: "Play the whole service on this machine and compare two policies",
 		Long: "Demo starts three simulated engines, the service and a real Envoy on free ports of\n" +
 			"127.0.0.1, sends multi-turn conversations and a burst with a shared prefix through\n" +
-			"Envoy, first with the policy roundrobin, then with trapezoid, and compares the times\n" +
-			"to first token. It takes about a minute, and fails where trapezoid's mean is above\n" +
-			"0.7 of roundrobin's.",
+			"Envoy, first with the policy roundrobin, then with the default, and compares the\n" +
+			"times to first token. It takes about a minute, and fails where the default's mean is\n" +
+			"above 0.7 of roundrobin's.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			program, err := os.Executable()

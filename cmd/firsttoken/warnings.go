@@ -4,7 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // warnings are what a good configuration is probably not meant to say, each
@@ -13,6 +17,14 @@ func (c config) warnings() []string {
 	var list []string
 	warn := func(key, format string, args ...any) {
 		list = append(list, key+": "+fmt.Sprintf(format, args...))
+	}
+	switch {
+	case c.Scoring.KVRoom && !c.Counters.Enabled && c.Scoring.Policy == scoring.PolicyTTFT:
+		warn("scoring.kv_room", "is true, but counters.enabled is false: what an engine's KV memory holds is told by its counters, so room is never looked at; enable them, or write false here")
+	case c.Scoring.FitPerKind && !c.Scoring.KVRoom:
+		warn("scoring.fit_per_kind", "is true, but scoring.kv_room is false: without it one fit serves all kinds, which is better then; write true there, or false here")
+	case c.Scoring.FitPerKind && !slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.Kind != "" }):
+		warn("scoring.fit_per_kind", "is true, but no endpoint has a kind, so all are of one; label them by endpoints[].kind")
 	}
 	for i, m := range c.Prompt.Models {
 		// No fault: a configuration may be checked on another machine.

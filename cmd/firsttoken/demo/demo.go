@@ -12,6 +12,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/bench"
 	"github.com/firsttoken/firsttoken/cmd/firsttoken/stack"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // engines is the number of simulated engines.
@@ -33,10 +34,11 @@ type Options struct {
 	Terminal bool
 }
 
-// The policies, in order; each one's mean is compared with the first one's.
-const (
-	basePolicy = "roundrobin"
-	ourPolicy  = "trapezoid"
+// The policies, in order; each one's mean is compared with the first one's. Ours
+// is what the service does where nobody says anything.
+var (
+	basePolicy = scoring.PolicyRoundRobin
+	ourPolicy  = scoring.DefaultConfig().Policy
 )
 
 // target is what the mean time to first token of ourPolicy may be, as a part of
@@ -74,7 +76,7 @@ func (o Options) run(ctx context.Context) error {
 	p := &printer{out: o.Out, terminal: o.Terminal}
 	load := newWorkload(seed)
 	p.line("%d simulated engines, the service and Envoy on this machine; %d conversations of %d turns, then a group of %d that asks about one document, once per policy.\n"+
-		"Per request: prompt tokens; tokens cached at and work queued for each engine (1 Mwork: a million pairs of token and position); the choice and why;\n"+
+		"Per request: prompt tokens; tokens cached at each engine, and for how long each is busy already; the choice and why;\n"+
 		"the time to first token that was estimated, that the service measured, and that the client measured.",
 		engines, len(load.chats), turns, 1+len(load.burst))
 	base, err := o.policy(ctx, basePolicy, load, p, nil)

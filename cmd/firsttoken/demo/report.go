@@ -100,7 +100,7 @@ func (p *printer) begin(policy string, engines []string, total int) {
 	p.engines, p.total, p.done, p.ttft = engines, total, 0, 0
 	fmt.Fprintf(p.out, "\n%s: %d requests\n", policy, total)
 	fmt.Fprintf(p.out, "%-11s %6s  %-20s %-18s %-17s %9s %9s %9s\n",
-		"request", "tokens", "cached per engine", "queued Mwork", "choice", "estimate", "TTFT", "client's")
+		"request", "tokens", "cached per engine", "busy for ms", "choice", "estimate", "TTFT", "client's")
 }
 
 // request reports one result.
@@ -127,7 +127,7 @@ func (p *printer) request(r result) {
 			return strconv.Itoa(int(c.GetCachedTokens()))
 		}),
 		p.perEngine(d, func(c *firsttokenv1.Candidate) string {
-			return strconv.FormatFloat(c.GetQueuedWork()/1e6, 'f', 1, 64)
+			return strconv.FormatFloat(1e3*c.GetBacklogSeconds(), 'f', 0, 64)
 		}),
 		choice, estimate, ttft, millis(r.answer.FirstToken))
 	if p.terminal {

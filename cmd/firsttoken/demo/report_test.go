@@ -57,8 +57,8 @@ var testResult = result{
 	decision: &firsttokenv1.Decision{
 		Reason: "cached", TtftSeconds: new(0.058),
 		Candidates: []*firsttokenv1.Candidate{
-			{Address: "b:1", CachedTokens: new(uint32(2304)), QueuedWork: 0, EstimateSeconds: 0.06},
-			{Address: "a:1", CachedTokens: new(uint32(0)), QueuedWork: 3.14e6, EstimateSeconds: 2},
+			{Address: "b:1", CachedTokens: new(uint32(2304)), BacklogSeconds: 0, EstimateSeconds: 0.06},
+			{Address: "a:1", CachedTokens: new(uint32(0)), BacklogSeconds: 1.2344, EstimateSeconds: 2},
 		},
 	},
 }
@@ -72,8 +72,8 @@ func TestRequestLine(t *testing.T) {
 	p.end()
 	want := `
 trapezoid: 50 requests
-request     tokens  cached per engine    queued Mwork       choice             estimate      TTFT  client's
-chat 1.2      2412  0 / 2304 / ?         3.1 / 0.0 / ?      engine-2 cached       60 ms     58 ms     61 ms
+request     tokens  cached per engine    busy for ms        choice             estimate      TTFT  client's
+chat 1.2      2412  0 / 2304 / ?         1234 / 0 / ?       engine-2 cached       60 ms     58 ms     61 ms
 chat 1.3      2500  ? / ? / ?            ? / ? / ?          engine-1 by Envoy         ?         ?     70 ms
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
