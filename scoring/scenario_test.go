@@ -52,6 +52,7 @@ type scenario struct {
 	now       time.Time
 	requests  int
 	booked    map[string]*Reservation
+	held      map[string]*Held
 	policy    string
 	kind      string
 	adapters  []string
@@ -75,7 +76,7 @@ func (s *scenario) Match(p *Prompt, endpoints []Endpoint) [][]Match {
 
 func runScenario(t *testing.T, text string) string {
 	t.Helper()
-	s := &scenario{t: t, booked: make(map[string]*Reservation), now: time.Unix(0, 0)}
+	s := &scenario{t: t, booked: make(map[string]*Reservation), held: make(map[string]*Held), now: time.Unix(0, 0)}
 	var out strings.Builder
 	for block := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n\n") {
 		commands, _, _ := strings.Cut(block, "\n----")
@@ -111,6 +112,8 @@ func (s *scenario) run(verb string, args []string) {
 				cfg.FitPerKind = true
 			case "no_kv_room":
 				cfg.KVRoom = false
+			case "hold":
+				cfg.Hold.Enabled = true
 			default:
 				s.t.Fatalf("policy: unknown argument %q", arg)
 			}
@@ -199,6 +202,17 @@ func (s *scenario) run(verb string, args []string) {
 		for _, r := range s.picker.Expire() {
 			fmt.Fprintf(&s.out, "%s  expired\n", r.Decision().ID)
 		}
+	case "cancel":
+		fmt.Fprintf(&s.out, "%s  cancelled=%v\n", args[0], s.held[args[0]].Cancel())
+	case "dispatch":
+		fmt.Fprintf(&s.out, "%s  dispatched=%v\n", args[0], s.held[args[0]].Dispatch())
+	case "next":
+		at, ok := s.picker.NextRelease()
+		if !ok {
+			fmt.Fprintln(&s.out, "nothing goes by time alone")
+			break
+		}
+		fmt.Fprintf(&s.out, "at %s something may go\n", at.Sub(time.Unix(0, 0)))
 	case "books":
 		s.books()
 	default:
@@ -319,7 +333,17 @@ func (s *scenario) route(args []string) {
 	prompt.FillChain()
 	s.requests++
 	id := strconv.Itoa(s.requests)
-	d, err := s.picker.Pick(id, &prompt)
+	d, h, err := s.picker.Offer(id, &prompt, func(d *Decision, err error) { s.decided(id, d, err) })
+	if h != nil {
+		s.held[id] = h
+		fmt.Fprintf(&s.out, "%-2s held\n", id)
+		return
+	}
+	s.decided(id, d, err)
+}
+
+// decided shows the numbers of a decision.
+func (s *scenario) decided(id string, d *Decision, err error) {
 	if err != nil {
 		fmt.Fprintf(&s.out, "%s  %v\n", id, err)
 		return
@@ -336,6 +360,9 @@ func (s *scenario) route(args []string) {
 		}
 		if i == 0 {
 			line += fmt.Sprintf("  <- %s", d.Reason)
+			if d.Held > 0 {
+				line += fmt.Sprintf(", held %s", d.Held)
+			}
 		}
 		lines[c.Endpoint.Name] = line
 	}
