@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -84,7 +85,11 @@ func (s *study) readTrace() (block int, err error) {
 	if err := s.cut(t.Requests); err != nil {
 		return 0, err
 	}
-	s.name = strings.Join(o.Traces, ", ")
+	names := make([]string, len(o.Traces))
+	for i, name := range o.Traces {
+		names[i] = filepath.Base(name)
+	}
+	s.name = strings.Join(names, ", ")
 	if block = t.BlockTokens; block == 0 {
 		block = withoutPrefixes
 	}
@@ -93,6 +98,10 @@ func (s *study) readTrace() (block int, err error) {
 	}
 	return block, nil
 }
+
+// fewRequests is how many requests are too few for a mean to be trusted: in
+// Mooncake's conversations a tenth of the prompts has half of the work.
+const fewRequests = 500
 
 // cut spreads the trace's arrivals, once for each seed, and keeps the part that
 // is wanted.
@@ -115,6 +124,9 @@ func (s *study) cut(requests []trace.Request) error {
 		}
 		s.arrivals[seed] = trace.Between(spread, time.Duration(o.From), time.Duration(o.To))
 	}
+	if o.Seeds > 1 && o.Spread == "auto" && trace.Period(requests) == 0 {
+		fmt.Fprintln(o.Notes, "note: arrivals have times of their own, so that seeds differ in what chance decides only; --spread 1s moves each arrival by up to a second")
+	}
 	part := s.arrivals[o.Seed]
 	if len(part) == 0 {
 		return fmt.Errorf("no request between --from %s and --to %s: the trace lasts %s",
@@ -124,6 +136,9 @@ func (s *study) cut(requests []trace.Request) error {
 	if !o.WarmGiven && last < 2*time.Duration(o.Warm) {
 		o.Warm = Seconds((last / 4).Truncate(time.Second))
 		fmt.Fprintf(o.Notes, "note: what is replayed lasts %s, so that only its first %s are not counted (--warm)\n", last.Round(time.Second), o.Warm.String())
+	}
+	if counted := len(trace.Between(part, time.Duration(o.Warm), 0)); counted < fewRequests {
+		fmt.Fprintf(o.Notes, "note: only %d requests are counted, a few of which decide these figures\n", counted)
 	}
 	if time.Duration(o.Warm) >= last {
 		return fmt.Errorf("--warm %s leaves nothing to count: what is replayed lasts %s", o.Warm.String(), last.Round(time.Second))
