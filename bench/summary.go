@@ -131,6 +131,9 @@ func (s Summary) String() string {
 		name string
 		d    Distribution
 	}{{"TTFT", s.TTFT}, {"between tokens", s.Between}, {"end", s.End}, {"sent late", s.Late}} {
+		if row.d.Max == 0 {
+			continue // one token each, or a load that knows no lateness
+		}
 		fmt.Fprintf(&b, "%-14s%10.4f%10.4f%10.4f%10.4f%10.4f\n", row.name, row.d.Mean, row.d.P50, row.d.P90, row.d.P99, row.d.Max)
 	}
 	return b.String()

@@ -49,7 +49,7 @@ func newExperimentsCommand() *cobra.Command {
 	f.StringVar(&o.Tokenizer, "tokenizer", "test/tokenizer", "`folder` of the tokenizer that engines, service and client use")
 	f.IntVar(&o.Runs, "runs", 3, "how often each policy is run")
 	f.Float64Var(&o.Scale, "scale", 1, "seconds that pass for one of the experiments'; 0.25 is quick and less exact")
-	f.StringSliceVar(&o.Policies, "policies", experiments.Policies(), "rows: "+strings.Join(experiments.Policies(), ", "))
+	f.StringSliceVar(&o.Policies, "policies", experiments.UsualPolicies(), "rows: "+strings.Join(experiments.Policies(), ", "))
 	f.IntSliceVar(&o.Experiments, "experiments", []int{1, 2}, "which of the two")
 	f.StringVar(&o.Folder, "out", "", "`folder` for page, CSV and plots; empty: nowhere")
 	f.StringVar(&o.Requests, "requests", "", "CSV `file` with a line for each request: what was expected, what came; empty: none")

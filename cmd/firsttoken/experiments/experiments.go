@@ -66,15 +66,20 @@ func (o *Options) Validate() error {
 type policy struct {
 	name    string
 	scoring map[string]any
+	// hold: the service holds requests back.
+	hold bool
+	// asked: it is run only where it is named.
+	asked bool
 }
 
 var policies = []policy{
-	{"ttft", map[string]any{"policy": "ttft"}},
-	{"trapezoid", map[string]any{"policy": "trapezoid"}},
-	{"kvaware", map[string]any{"policy": "kvaware", "kvaware_threshold": 0}},
-	{"kvaware-2000", map[string]any{"policy": "kvaware", "kvaware_threshold": 2000}},
-	{"qps", map[string]any{"policy": "qps"}},
-	{"roundrobin", map[string]any{"policy": "roundrobin"}},
+	{name: "ttft", scoring: map[string]any{"policy": "ttft"}},
+	{name: "ttft-hold", scoring: map[string]any{"policy": "ttft", "hold": map[string]any{"enabled": true}}, hold: true, asked: true},
+	{name: "trapezoid", scoring: map[string]any{"policy": "trapezoid"}},
+	{name: "kvaware", scoring: map[string]any{"policy": "kvaware", "kvaware_threshold": 0}},
+	{name: "kvaware-2000", scoring: map[string]any{"policy": "kvaware", "kvaware_threshold": 2000}},
+	{name: "qps", scoring: map[string]any{"policy": "qps"}},
+	{name: "roundrobin", scoring: map[string]any{"policy": "roundrobin"}},
 }
 
 // Policies are the names of all rows.
@@ -82,6 +87,18 @@ func Policies() []string {
 	names := make([]string, len(policies))
 	for i := range policies {
 		names[i] = policies[i].name
+	}
+	return names
+}
+
+// UsualPolicies are the names of the rows that the targets and the published
+// figures are about.
+func UsualPolicies() []string {
+	var names []string
+	for i := range policies {
+		if !policies[i].asked {
+			names = append(names, policies[i].name)
+		}
 	}
 	return names
 }
@@ -207,7 +224,7 @@ func (o *Options) one(ctx context.Context, number int, p policy, run int) (resul
 	s, err := stack.Start(starting, stack.Config{
 		Program: o.Program, Envoy: o.Envoy, Tokenizer: o.Tokenizer,
 		Engines: engines, Profile: profile, TimeScale: o.Scale, Model: model,
-		Scoring: p.scoring, Truth: stack.KVEvents,
+		Scoring: p.scoring, Hold: p.hold, Truth: stack.KVEvents,
 	})
 	if err != nil {
 		return result{}, err

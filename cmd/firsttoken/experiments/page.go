@@ -172,7 +172,7 @@ another load generator: compare the policies of one column, not a figure with it
 What the engines hold is known from their KV events: they tell of the very blocks of 16 tokens that the simulated GPU caches and evicts.
 LMCache would add a tier of host memory that these engines, like the profile, do not have.
 
-- `+"`ttft`"+` is ours, `+"`trapezoid`"+` the policy of the proposal (published as TTFT), with exact bookings.
+- `+"`ttft`"+` is ours, `+"`ttft-hold`"+` (where it was run) the same with holding, `+"`trapezoid`"+` the policy of the proposal (published as TTFT), with exact bookings.
 - `+"`kvaware`"+` follows the longest match, as published; `+"`kvaware-2000`"+` only where at most 2000 tokens are left to compute, else it is `+"`qps`"+`.
 - `+"`qps`"+` takes the engine with the fewest requests per second, `+"`roundrobin`"+` takes turns.
 

@@ -45,7 +45,9 @@ type Config struct {
 	Model string
 	// Scoring is the section scoring of the service's configuration.
 	Scoring map[string]any
-	Truth   Truth
+	// Hold: the service may hold requests back, and Envoy lets it.
+	Hold  bool
+	Truth Truth
 }
 
 // CheckEnvoy says how to get Envoy where it is missing.
@@ -190,6 +192,9 @@ func (s *Stack) startEnvoy(ctx context.Context, service string) error {
 	cfg := envoy.Config{
 		Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Service: service,
 		BodyLimit: limits.BodyLimit, DecisionDeadline: limits.DecisionDeadline, Route: envoy.RouteOverrideHost,
+	}
+	if s.cfg.Hold {
+		cfg.MaxMessageTimeout = limits.MaxMessageTimeout
 	}
 	for _, address := range s.Engines {
 		cfg.Endpoints = append(cfg.Endpoints, envoy.Endpoint{Address: address})
