@@ -45,6 +45,7 @@ func (c Config) clusters() []*clusterv3.Cluster {
 func (c Config) serviceCluster() *clusterv3.Cluster {
 	interval := durationpb.New(300 * time.Millisecond)
 	return &clusterv3.Cluster{
+		TransportSocket:      c.ServiceTLS.socket(c.Service),
 		Name:                 clusterService,
 		ClusterDiscoveryType: discoveryType(c.Service),
 		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
@@ -167,10 +168,7 @@ func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatc
 		if named {
 			socket.AutoSniSanValidation = true
 		} else {
-			validation.MatchTypedSubjectAltNames = []*tlsv3.SubjectAltNameMatcher{{
-				SanType: tlsv3.SubjectAltNameMatcher_IP_ADDRESS,
-				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: ip.String()}},
-			}}
+			validation.MatchTypedSubjectAltNames = []*tlsv3.SubjectAltNameMatcher{addressMatcher(ip)}
 		}
 		socket.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
 	}
@@ -180,18 +178,64 @@ func (c Config) tlsSocket(address string) *clusterv3.Cluster_TransportSocketMatc
 // tlsSocketMatch is the transport socket of the endpoints that bear mark.
 func tlsSocketMatch(mark string, socket *tlsv3.UpstreamTlsContext) *clusterv3.Cluster_TransportSocketMatch {
 	return &clusterv3.Cluster_TransportSocketMatch{
-		Name:  mark,
-		Match: tlsMatch(mark),
-		TransportSocket: &corev3.TransportSocket{
-			Name:       "envoy.transport_sockets.tls",
-			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(socket)},
-		},
+		Name:            mark,
+		Match:           tlsMatch(mark),
+		TransportSocket: transportSocket(socket),
 	}
+}
+
+func transportSocket(socket *tlsv3.UpstreamTlsContext) *corev3.TransportSocket {
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(socket)},
+	}
+}
+
+// socket speaks TLS with a port of the service at address; nil where it speaks
+// none. An address is no server name: none is sent, and the certificate must
+// hold the address itself.
+func (t *PortTLS) socket(address string) *corev3.TransportSocket {
+	if t == nil {
+		return nil
+	}
+	context := &tlsv3.CommonTlsContext{AlpnProtocols: []string{"h2"}}
+	socket := &tlsv3.UpstreamTlsContext{CommonTlsContext: context}
+	host, _, _ := splitAddress(address) // validated
+	ip, err := netip.ParseAddr(host)
+	named := err != nil
+	if named {
+		socket.Sni = host
+	}
+	if t.CertFile != "" {
+		context.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: file(t.CertFile), PrivateKey: file(t.KeyFile)}}
+	}
+	if t.CAFile != "" {
+		validation := &tlsv3.CertificateValidationContext{TrustedCa: file(t.CAFile)}
+		if named {
+			socket.AutoSniSanValidation = true
+		} else {
+			validation.MatchTypedSubjectAltNames = []*tlsv3.SubjectAltNameMatcher{addressMatcher(ip)}
+		}
+		context.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
+	}
+	return transportSocket(socket)
+}
+
+// addressMatcher takes a certificate that is made out to an address.
+func addressMatcher(ip netip.Addr) *tlsv3.SubjectAltNameMatcher {
+	return &tlsv3.SubjectAltNameMatcher{
+		SanType: tlsv3.SubjectAltNameMatcher_IP_ADDRESS,
+		Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: ip.String()}},
+	}
+}
+
+func file(name string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
 }
 
 // authorities are those that https endpoints are verified with.
 func (c Config) authorities() *corev3.DataSource {
-	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: cmp.Or(c.CAFile, systemAuthorities)}}
+	return file(cmp.Or(c.CAFile, systemAuthorities))
 }
 
 func assignment(cluster string, members ...*endpointv3.LbEndpoint) *endpointv3.ClusterLoadAssignment {

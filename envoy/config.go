@@ -16,6 +16,9 @@ type Config struct {
 	Listen, Admin string
 	// Service is where the service listens: host:port, or unix:/path.
 	Service string
+	// ServiceTLS says how the service is spoken to where it speaks TLS; nil where
+	// it does not.
+	ServiceTLS *PortTLS
 	// DecisionDeadline is the service's own, above zero. Envoy's patience is set
 	// above it, so that a choice which comes late is not lost.
 	DecisionDeadline time.Duration
@@ -34,6 +37,17 @@ type Config struct {
 	// verified with; SkipVerify accepts any certificate.
 	CAFile     string
 	SkipVerify bool
+}
+
+// PortTLS is how a port of the service is spoken to. Files are paths on the
+// machine that Envoy runs on.
+type PortTLS struct {
+	// CAFile is a PEM file of the authorities that must have signed the port's
+	// certificate, which must be made out to the address that Envoy dials. Empty:
+	// any certificate is taken.
+	CAFile string
+	// CertFile and KeyFile are what Envoy shows of itself; empty: nothing.
+	CertFile, KeyFile string
 }
 
 // Endpoint is one engine as Envoy dials it.

@@ -220,7 +220,9 @@ const (
 // Management is where Envoy asks for what changes at run time.
 type Management struct {
 	// Address of the xDS server: host:port, or unix:/path.
-	Address  string
+	Address string
+	// TLS says how it is spoken to where it speaks TLS; nil where it does not.
+	TLS      *PortTLS
 	Protocol Protocol
 	// Node is what this Envoy calls itself.
 	Node string
@@ -243,7 +245,7 @@ func (m Management) validate() error {
 }
 
 // DynamicBootstrap is an Envoy config as YAML that holds the way to the service
-// and asks for everything else. Of c only Admin and Service count. The error
+// and asks for everything else. Of c only Admin, Service and ServiceTLS count. The error
 // joins every fault.
 func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 	if err := errors.Join(c.validateService(), m.validate()); err != nil {
@@ -270,7 +272,7 @@ func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			// The way to the service is this Envoy's own, and must not hang on
 			// an answer from there.
-			Clusters: []*clusterv3.Cluster{c.serviceCluster(), managementCluster(m.Address)},
+			Clusters: []*clusterv3.Cluster{c.serviceCluster(), managementCluster(m)},
 		},
 	}
 	if err := b.ValidateAll(); err != nil {
@@ -282,15 +284,16 @@ func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 // managementCluster is where Envoy asks. Without health check: whatever the
 // service thinks of its readiness, Envoy may ask. Pings find a server that is
 // gone without a word.
-func managementCluster(address string) *clusterv3.Cluster {
+func managementCluster(m Management) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
+		TransportSocket:      m.TLS.socket(m.Address),
 		Name:                 clusterManagement,
-		ClusterDiscoveryType: discoveryType(address),
+		ClusterDiscoveryType: discoveryType(m.Address),
 		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
 		ConnectTimeout:       durationpb.New(time.Second),
 		TypedExtensionProtocolOptions: http2Options(&corev3.Http2ProtocolOptions{
 			ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: durationpb.New(30 * time.Second), Timeout: durationpb.New(5 * time.Second)},
 		}),
-		LoadAssignment: assignment(clusterManagement, lbEndpoint(address)),
+		LoadAssignment: assignment(clusterManagement, lbEndpoint(m.Address)),
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/firsttoken/firsttoken/certificate"
 )
 
 // Config sets how the service talks with Envoy.
@@ -13,6 +15,8 @@ type Config struct {
 	// Listen is where Envoy reaches ext_proc, access log and health services:
 	// host:port, or unix:/path for a sidecar.
 	Listen string `yaml:"listen"`
+	// TLS makes that port speak TLS, as gateways expect of a picker.
+	TLS certificate.Config `yaml:"tls"`
 	// DecisionDeadline bounds the time from the last byte of a request's body
 	// to the choice. When it runs out the request is routed by what is known.
 	// It must stay below message_timeout of Envoy's filter, at which Envoy goes on
@@ -90,6 +94,11 @@ func (c Config) Validate(path string) error {
 		}
 	} else if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		fault("listen", "%q is no address (%v); write host:port, or unix:/path", c.Listen, err)
+	}
+	if err := c.TLS.Validate(path + ".tls"); err != nil {
+		faults = append(faults, err)
+	} else if c.TLS.Enabled && strings.HasPrefix(c.Listen, unixScheme) {
+		fault("tls.enabled", "is true, but listen is a unix socket, which nobody else can read; write false")
 	}
 	if c.DecisionDeadline <= 0 {
 		fault("decision_deadline", "is %s; write a duration above zero, such as 500ms", c.DecisionDeadline)

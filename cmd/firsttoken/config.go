@@ -359,6 +359,9 @@ func (c *config) resolvePaths(dir string) {
 		}
 	}
 	resolve(&c.Discovery.TLS.CAFile)
+	for _, file := range append(c.Server.TLS.Files(), c.XDS.TLS.Files()...) {
+		resolve(file)
+	}
 	resolve(&c.State.Directory)
 	for i := range c.Prompt.Models {
 		// What may be a model's id on a hub is left alone, unless it is a folder.

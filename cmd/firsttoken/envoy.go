@@ -34,6 +34,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	proxy := envoy.Config{}
 	var route, xdsAddress, protocol, node string
 	var dynamic bool
+	var secure portTLSFlags
 	cmd := &cobra.Command{
 		Use:   "bootstrap {--config FILE | --backends HOST:PORT,…}",
 		Short: "Print a complete Envoy config for the service's configuration",
@@ -50,6 +51,9 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 				return err
 			}
 			proxy.Route = envoy.Route(route)
+			if err := secure.forService(cfg, &proxy); err != nil {
+				return err
+			}
 			var text []byte
 			if dynamic {
 				for _, flag := range []string{"envoy-listen", "route"} {
@@ -59,6 +63,9 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 				}
 				m, err := managementForEnvoy(cfg, xdsAddress, protocol, node)
 				if err != nil {
+					return err
+				}
+				if m.TLS, err = secure.forPort(cfg.XDS.TLS, "xds"); err != nil {
 					return err
 				}
 				proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
@@ -79,6 +86,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringVar(&proxy.Admin, "envoy-admin", "127.0.0.1:9901", "`address` of Envoy's admin interface; keep it on loopback")
 	flags.StringVar(&proxy.Service, "service", "", "`address` at which Envoy reaches the service (default: the service's own --listen)")
 	flags.StringVar(&route, "route", string(envoy.RouteOverrideHost), "how Envoy is told the choice: override-host or cluster-header")
+	secure.register(flags)
 	flags.BoolVar(&dynamic, "xds", false, "let Envoy ask the service for listeners, routes, clusters and endpoints (xds.listen)")
 	flags.StringVar(&xdsAddress, "xds-address", "", "with --xds: `address` at which Envoy asks (default: the service's own xds.listen)")
 	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firsttoken/firsttoken/certificate"
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/extproc"
@@ -104,6 +105,8 @@ type service struct {
 	reloader *reloader
 
 	adminListener, serverListener net.Listener
+	// serverTLS is nil where Envoy speaks with us without TLS.
+	serverTLS *certificate.Source
 }
 
 // apiKeyVariable is the environment variable whose value we send to engines as
@@ -141,6 +144,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	}
 	if s.serverListener, err = extproc.Listen(ctx, cfg.Server.Listen); err != nil {
 		return nil, fmt.Errorf("server.listen: %w", err)
+	}
+	if s.serverListener, s.serverTLS, err = s.secure(s.serverListener, cfg.Server.TLS, "server", registry); err != nil {
+		return nil, err
 	}
 	if err := s.bindManagement(ctx, registry); err != nil {
 		return nil, err

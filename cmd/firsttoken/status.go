@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firsttoken/firsttoken/certificate"
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/envoy/xds"
 	"github.com/firsttoken/firsttoken/fidelity"
@@ -38,6 +39,10 @@ type status struct {
 	KVEvents []kvevents.Status `json:"kv_events"`
 	// Config is what became of the configuration file; null where there is none.
 	Config *reloadStatus `json:"config"`
+	// TLS is that of the port for Envoy, XDSTLS that of the xDS server's; null
+	// where they speak none.
+	TLS    *certificate.Status `json:"tls"`
+	XDSTLS *certificate.Status `json:"xds_tls"`
 	// XDS is what running Envoys are told; null where they get a static config.
 	XDS *xds.Status `json:"xds"`
 }
@@ -207,6 +212,7 @@ func (s *service) status() status {
 		}
 	}
 	view.XDS = s.envoys.status()
+	view.TLS, view.XDSTLS = tlsStatus(s.serverTLS), tlsStatus(s.envoys.tls)
 	view.Config = s.reloader.view()
 	view.Coordinator, view.Asked = s.mp.status(), s.mp.elsewhere()
 	if s.events != nil {

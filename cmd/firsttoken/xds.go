@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firsttoken/firsttoken/certificate"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/envoy/xds"
@@ -55,6 +56,8 @@ type management struct {
 	// server and listener are nil where Envoys get a static config.
 	server   *xds.Server
 	listener net.Listener
+	// tls is nil where the port speaks none.
+	tls *certificate.Source
 	// news has its one place filled when the list of endpoints has changed.
 	news chan struct{}
 }
@@ -75,7 +78,8 @@ func (s *service) bindManagement(ctx context.Context, registry prometheus.Regist
 	if s.envoys.listener, err = extproc.Listen(ctx, s.cfg.XDS.Listen); err != nil {
 		return fmt.Errorf("xds.listen: %w", err)
 	}
-	return nil
+	s.envoys.listener, s.envoys.tls, err = s.secure(s.envoys.listener, s.cfg.XDS.TLS, "xds", registry)
+	return err
 }
 
 // changed says that there is a new list of endpoints. It never blocks.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"net"
 	"strconv"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
@@ -61,6 +64,40 @@ func TestServeXDS(t *testing.T) {
 	}
 	if !view.Fleet[1].Draining || view.Fleet[1].Ready {
 		t.Errorf("the draining endpoint: %+v", view.Fleet[1])
+	}
+}
+
+// Both ports for Envoy speak TLS where the configuration says so.
+func TestServeTLS(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.LMCache.Enabled = false
+	cfg.XDS.Listen, cfg.XDS.TLS.Enabled, cfg.Server.TLS.Enabled = "127.0.0.1:0", true, true
+	cfg.Endpoints = []discovery.Entry{{Address: fakeEngine(t, `{"data":[{"id":"m"}]}`)}}
+	b := startService(t, cfg)
+	connect := func(address string) *grpc.ClientConn {
+		t.Helper()
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	awaitServing(t, connect(b.Listen))
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(connect(b.XDS)).StreamAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "edge"}, TypeUrl: resource.ClusterType}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	var view status
+	get(t, b, "/status", &view)
+	if view.TLS == nil || !view.TLS.SelfSigned || view.XDSTLS == nil {
+		t.Errorf("status %+v %+v", view.TLS, view.XDSTLS)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firsttoken/firsttoken/certificate"
 	"github.com/firsttoken/firsttoken/envoy"
 )
 
@@ -17,6 +18,8 @@ type Config struct {
 	// may ask for choices, and is there while the service is not ready or
 	// drains. Empty: they get a static one ("firsttoken envoy bootstrap").
 	Listen string `yaml:"listen"`
+	// TLS makes that port speak TLS.
+	TLS certificate.Config `yaml:"tls"`
 	// EnvoyListen is the host:port on which each Envoy takes clients' requests.
 	EnvoyListen string `yaml:"envoy_listen"`
 	// Route is how Envoy is told the choice: override-host, or cluster-header
@@ -40,6 +43,11 @@ func (c Config) Validate(path string) error {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 			faults = append(faults, fmt.Errorf("%s.listen: %q is no address (%w); write host:port or unix:/path", path, c.Listen, err))
 		}
+	}
+	if err := c.TLS.Validate(path + ".tls"); err != nil {
+		faults = append(faults, err)
+	} else if c.TLS.Enabled && strings.HasPrefix(c.Listen, "unix:") {
+		faults = append(faults, fmt.Errorf("%s.tls.enabled: is true, but listen is a unix socket, which nobody else can read; write false", path))
 	}
 	if _, _, err := net.SplitHostPort(c.EnvoyListen); err != nil {
 		faults = append(faults, fmt.Errorf("%s.envoy_listen: %q is no address (%w); write host:port", path, c.EnvoyListen, err))
