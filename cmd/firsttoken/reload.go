@@ -45,8 +45,10 @@ type reloader struct {
 	results *prometheus.CounterVec
 	good    prometheus.Gauge
 
-	// holds is the configuration that is in use; owned by run.
-	holds config
+	// holds is the configuration that is in use; taken and seen are digests of
+	// the file when it was last reloaded, and at the last look. Owned by run.
+	holds       config
+	taken, seen uint64
 
 	mu sync.Mutex
 	// status is guarded by mu.
@@ -104,27 +106,30 @@ func (r *reloader) start(ctx context.Context, group *errgroup.Group) {
 	})
 }
 
-// run takes in changes until ctx ends: at a signal at once, else when two looks
-// find the same new content.
+// run takes in changes until ctx ends: at a signal at once, else as look does.
 func (r *reloader) run(ctx context.Context, looks <-chan time.Time, signals <-chan os.Signal) error {
-	var taken, last uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-signals:
 			r.log.Info("asked to read the configuration file again", "file", r.file)
-			taken = r.digest()
+			r.taken = r.digest()
 			r.reload()
 		case <-looks:
-			now := r.digest()
-			if now != taken && now == last {
-				taken = now
-				r.reload()
-			}
-			last = now
+			r.look()
 		}
 	}
+}
+
+// look reloads where it finds new content that the look before found too.
+func (r *reloader) look() {
+	now := r.digest()
+	if now != r.taken && now == r.seen {
+		r.taken = now
+		r.reload()
+	}
+	r.seen = now
 }
 
 // digest is over the file's content; a file that cannot be read has one too.

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/pflag"
 
@@ -18,16 +16,14 @@ import (
 // follower is a reloader that is driven by hand.
 type follower struct {
 	*reloader
-	file    string
-	looks   chan time.Time
-	signals chan os.Signal
-	// taken are the lists that were handed on.
-	taken [][]discovery.Entry
+	file string
+	// lists are those that were handed on.
+	lists [][]discovery.Entry
 }
 
 func follow(t *testing.T) *follower {
 	t.Helper()
-	f := &follower{file: filepath.Join(t.TempDir(), "firsttoken.yml"), looks: make(chan time.Time), signals: make(chan os.Signal)}
+	f := &follower{file: filepath.Join(t.TempDir(), "firsttoken.yml")}
 	f.write(t, firstFile)
 	flags := &configFlags{}
 	set := pflag.NewFlagSet("", pflag.ContinueOnError)
@@ -49,16 +45,7 @@ func follow(t *testing.T) *follower {
 		return freePorts(cfg), err
 	})
 	f.reloader = s.reloader
-	f.take = func(entries []discovery.Entry) { f.taken = append(f.taken, entries) }
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- f.run(ctx, f.looks, nil) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	f.take = func(entries []discovery.Entry) { f.lists = append(f.lists, entries) }
 	f.look(3)
 	return f
 }
@@ -76,10 +63,10 @@ func (f *follower) write(t *testing.T, text string) {
 	}
 }
 
-// look lets the file be looked at n times, and waits until that is over.
+// look looks at the file n times.
 func (f *follower) look(n int) {
-	for range n + 1 { // The one more is taken when the others are done.
-		f.looks <- time.Time{}
+	for range n {
+		f.reloader.look()
 	}
 }
 
@@ -88,20 +75,20 @@ const firstFile = "endpoints: [{address: '10.0.0.1:8000'}]\n"
 // The list of endpoints and the log level follow the file.
 func TestReload(t *testing.T) {
 	f := follow(t)
-	if len(f.taken) != 0 || f.view().Fault != "" {
-		t.Fatalf("taken %v, status %+v: the file has not changed", f.taken, f.view())
+	if len(f.lists) != 0 || f.view().Fault != "" {
+		t.Fatalf("taken %v, status %+v: the file has not changed", f.lists, f.view())
 	}
 	f.write(t, "endpoints: [{address: '10.0.0.1:8000', drain: true}, {address: 'engines.example:8000'}]\nlog: {level: debug}\n")
 	f.look(2)
-	if len(f.taken) != 1 || len(f.taken[0]) != 2 || !f.taken[0][0].Drain {
-		t.Fatalf("taken %+v", f.taken)
+	if len(f.lists) != 1 || len(f.lists[0]) != 2 || !f.lists[0][0].Drain {
+		t.Fatalf("taken %+v", f.lists)
 	}
 	if f.level.Level() != slog.LevelDebug {
 		t.Errorf("log level %s", f.level.Level())
 	}
 	f.look(5)
-	if len(f.taken) != 1 {
-		t.Errorf("the same list was taken %d times", len(f.taken))
+	if len(f.lists) != 1 {
+		t.Errorf("the same list was taken %d times", len(f.lists))
 	}
 	// What is decided by a flag stays so, and is no change.
 	if need := f.view().NeedsRestart; len(need) != 0 {
@@ -113,11 +100,11 @@ func TestReload(t *testing.T) {
 func TestReloadWaitsForTheWholeFile(t *testing.T) {
 	f := follow(t)
 	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\n")
-	f.looks <- time.Time{}
+	f.look(1)
 	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}, {address: '10.0.0.3:8000'}]\n")
 	f.look(3)
-	if len(f.taken) != 1 || len(f.taken[0]) != 2 {
-		t.Errorf("taken %+v", f.taken)
+	if len(f.lists) != 1 || len(f.lists[0]) != 2 {
+		t.Errorf("taken %+v", f.lists)
 	}
 }
 
@@ -134,13 +121,13 @@ func TestReloadRefuses(t *testing.T) {
 			f := follow(t)
 			f.write(t, c.text)
 			f.look(2)
-			if len(f.taken) != 0 || !strings.Contains(f.view().Fault, c.want) || !strings.Contains(f.view().Fault, f.file) {
-				t.Errorf("taken %+v, fault %q; want %q in it", f.taken, f.view().Fault, c.want)
+			if len(f.lists) != 0 || !strings.Contains(f.view().Fault, c.want) || !strings.Contains(f.view().Fault, f.file) {
+				t.Errorf("taken %+v, fault %q; want %q in it", f.lists, f.view().Fault, c.want)
 			}
 			f.write(t, firstFile)
 			f.look(2)
-			if fault := f.view().Fault; len(f.taken) != 0 || fault != "" {
-				t.Errorf("the former file is back: taken %+v, fault %q", f.taken, fault)
+			if fault := f.view().Fault; len(f.lists) != 0 || fault != "" {
+				t.Errorf("the former file is back: taken %+v, fault %q", f.lists, fault)
 			}
 		})
 	}
@@ -150,8 +137,8 @@ func TestReloadRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.look(2)
-		if len(f.taken) != 0 || !strings.Contains(f.view().Fault, "no such file") {
-			t.Errorf("taken %+v, fault %q", f.taken, f.view().Fault)
+		if len(f.lists) != 0 || !strings.Contains(f.view().Fault, "no such file") {
+			t.Errorf("taken %+v, fault %q", f.lists, f.view().Fault)
 		}
 	})
 }
@@ -162,13 +149,13 @@ func TestReloadNamesWhatNeedsARestart(t *testing.T) {
 	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\nscoring: {policy: roundrobin}\nserver: {fallbacks: 0}\nprompt: {models: [{name: m, tokenizer: none}]}\n")
 	f.look(2)
 	want := []string{"prompt.models", "scoring.policy", "server.fallbacks"}
-	if got := f.view().NeedsRestart; !slices.Equal(got, want) || len(f.taken) != 1 {
-		t.Errorf("needs a restart: %q, want %q; taken %+v", got, want, f.taken)
+	if got := f.view().NeedsRestart; !slices.Equal(got, want) || len(f.lists) != 1 {
+		t.Errorf("needs a restart: %q, want %q; taken %+v", got, want, f.lists)
 	}
 	f.write(t, "endpoints: [{address: '10.0.0.2:8000'}]\n")
 	f.look(2)
-	if got := f.view().NeedsRestart; len(got) != 0 || len(f.taken) != 1 {
-		t.Errorf("needs a restart: %q; taken %+v", got, f.taken)
+	if got := f.view().NeedsRestart; len(got) != 0 || len(f.lists) != 1 {
+		t.Errorf("needs a restart: %q; taken %+v", got, f.lists)
 	}
 }
 
