@@ -69,8 +69,9 @@ type Candidate struct {
 	// Cost and Tie are the policy's verdict: the least Cost wins, then the least
 	// Tie.
 	Cost, Tie float64
-	// Estimate is the predicted time to first token, whatever the policy: Backlog,
-	// KVWait, Work, and of a step that the prefill does not fill, the rest.
+	// Estimate is the predicted time to first token, whatever the policy:
+	// Backlog, KVWait, Work, and by how much first tokens came later than these of
+	// late.
 	Estimate time.Duration
 
 	// equivalents and steps are the part of Work that is computed, for the fit.

@@ -211,7 +211,7 @@ func (l *ledger) sync(endpoints []Endpoint) {
 func (l *ledger) poolLocked(id string) *pool {
 	p := l.pools[id]
 	if p == nil {
-		p = &pool{}
+		p = &pool{late: priorLate}
 		l.pools[id] = p
 	}
 	return p
@@ -338,7 +338,6 @@ func (l *ledger) weighLocked(d *Decision, c *Candidate) {
 		c.KVWait = a.waitForRoom(at.held, d.Prompt.Length())
 	}
 	c.Load, c.Work, c.Optimistic = 0, 0, 0
-	var rest float64
 	if len(d.Prompt.Sequences) > 0 {
 		area, uncached := c.Area, c.Uncached
 		if c.optimistic != nil {
@@ -350,11 +349,8 @@ func (l *ledger) weighLocked(d *Decision, c *Candidate) {
 		c.Remote = remoteTokens(d.Prompt, d.shared, c.Matches, c.optimistic)
 		c.Load = loadSeconds(d.Prompt, d.shared, c.Matches, c.optimistic, slowEnough*s)
 		c.Work = seconds(s, o, c.equivalents, c.steps) + c.Load
-		// A short prefill shares its step with others, so it costs the engine only
-		// its part of it; but its own first token comes with the end of the whole.
-		rest = o * max(0, 1-max(c.steps, minSteps))
 	}
-	c.Estimate = exact(c.Backlog + c.KVWait + c.Work + rest)
+	c.Estimate = exact(c.Backlog + c.KVWait + c.Work + a.pool.late)
 }
 
 // slowEnough: a tier counts as slow when loading a token from it takes at least

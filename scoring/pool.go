@@ -17,6 +17,32 @@ type pool struct {
 	// and arrived the time of the last request.
 	rho     float64
 	arrived time.Time
+	// late is how much later than backlog and work say first tokens come, in
+	// seconds, in the middle: a short prefill costs the engine only its part of a
+	// step, but its own first token comes with the end of the whole, after that of
+	// the one under way, over a network. It is the same wherever a request goes, so
+	// it is of no account in the choice.
+	late float64
+}
+
+const (
+	// priorLate is a step of the fit's priors, in seconds.
+	priorLate = priorStepSeconds
+	// lateStep is by which share of itself late moves with each first token, and
+	// lateLeast what it is taken for at least then, in seconds.
+	lateStep  = 0.05
+	lateLeast = 1e-3
+)
+
+// missed takes in by how much a first token came later than predicted. Half of
+// them should, so late follows the median, which a few that are far off do not
+// move.
+func (p *pool) missed(by time.Duration) {
+	step := lateStep * max(p.late, lateLeast)
+	if by < 0 {
+		step = -step
+	}
+	p.late = max(0, p.late+step)
 }
 
 // kind is what is known of the engines of one kind, by label, of a model.

@@ -253,6 +253,9 @@ func (r *Reservation) teachLocked() {
 		g.load += c.Load
 	}
 	a.lastFirst = l.now
+	if !r.moved {
+		a.pool.missed(l.now.Sub(r.decision.Time) - r.candidate.Estimate)
+	}
 }
 
 // End tells that the request is over, however it went, and reports whether
