@@ -1,6 +1,9 @@
 package scoring
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // Stats is the ledger at one moment, for people and metrics.
 type Stats struct {
@@ -8,7 +11,8 @@ type Stats struct {
 	Endpoints []EndpointStats
 	// Open is the number of reservations that have not ended.
 	Open int
-	// Pools are what was learned, by the pool's model.
+	// Pools are what was learned, by the pool's model: of those with endpoints,
+	// and of those without that were taught anything.
 	Pools  map[string]PoolStats
 	Counts Counts
 	// OptimisticRefused is how many requests' blocks were not counted as under
@@ -94,7 +98,9 @@ func (p *Picker) Stats() Stats {
 			}
 		}
 	}
+	present := make(map[string]bool)
 	for _, e := range endpoints {
+		present[e.pool()] = true
 		a := l.accounts[e.ID]
 		if a == nil {
 			continue
@@ -111,5 +117,8 @@ func (p *Picker) Stats() Stats {
 			s.Pools[e.pool()] = pool
 		}
 	}
+	// An endpoint whose models are not known yet opens a pool that nobody wants
+	// to see once they are.
+	maps.DeleteFunc(s.Pools, func(id string, p PoolStats) bool { return p.Groups == 0 && !present[id] })
 	return s
 }

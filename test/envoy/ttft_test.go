@@ -37,8 +37,10 @@ func TestTTFTPolicy(t *testing.T) {
 		resp := post(t, p, completion(strings.Repeat("word ", 2000)))
 		d := next(t, "decision", s.events.decided)
 		choice := d.Candidates[0]
-		if want := choice.Backlog + choice.KVWait + choice.Work; d.Policy != scoring.PolicyTTFT || want <= 0 || math.Abs(d.Estimate().Seconds()-want) > 1e-6 {
-			t.Errorf("%s estimates %s, want the sum of its terms, %v s", d.Policy, d.Estimate(), want)
+		// By how much first tokens are late beyond the terms is the same everywhere.
+		late := func(c *scoring.Candidate) float64 { return c.Estimate.Seconds() - c.Backlog - c.KVWait - c.Work }
+		if a, b := late(&d.Candidates[0]), late(&d.Candidates[1]); d.Policy != scoring.PolicyTTFT || choice.Work <= 0 || d.Estimate() <= 0 || math.Abs(a-b) > 1e-6 {
+			t.Errorf("%s estimates %s, %v s beyond its terms, and %v s at the other", d.Policy, d.Estimate(), a, b)
 		}
 		if other := d.Candidates[1]; choice.Cost > other.Cost {
 			t.Errorf("chose cost %v over %v", choice.Cost, other.Cost)
