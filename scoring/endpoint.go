@@ -82,6 +82,6 @@ type TierCapacity struct {
 // Serves reports whether the endpoint may be sent a request for model. An
 // endpoint whose models are not known yet serves all; the empty model is
 // served by all.
-func (e Endpoint) Serves(model string) bool {
+func (e *Endpoint) Serves(model string) bool {
 	return model == "" || len(e.Models) == 0 || slices.Contains(e.Models, model)
 }

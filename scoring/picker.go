@@ -77,26 +77,33 @@ func (p *Picker) prepare(id string, prompt *Prompt) (*Decision, error) {
 	}, nil
 }
 
-// eligible are the endpoints that may serve the request now.
+// eligible are the endpoints that may serve the request now. Nobody may write to
+// the result: it is all, where all may.
 func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
 	model := prompt.Model
 	if model == "" && prompt.Source != TokensNone && severalModels(all) {
 		return nil, ErrModelRequired
 	}
-	ready := make([]Endpoint, 0, len(all))
-	served, allKnown := false, true
-	for _, e := range all {
+	may := func(e *Endpoint) bool { return e.Ready && e.Serves(model) }
+	n, served, allKnown := 0, false, true
+	for i := range all {
+		e := &all[i]
 		allKnown = allKnown && len(e.Models) > 0
-		if !e.Serves(model) {
-			continue
-		}
-		served = true
-		if e.Ready {
-			ready = append(ready, e)
+		served = served || e.Serves(model)
+		if may(e) {
+			n++
 		}
 	}
 	switch {
-	case len(ready) > 0:
+	case n > 0 && n == len(all):
+		return all, nil
+	case n > 0:
+		ready := make([]Endpoint, 0, n)
+		for i := range all {
+			if may(&all[i]) {
+				ready = append(ready, all[i])
+			}
+		}
 		return ready, nil
 	case len(all) > 0 && !served && allKnown:
 		return nil, ErrUnknownModel
@@ -108,7 +115,8 @@ func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
 // than one.
 func severalModels(all []Endpoint) bool {
 	first := ""
-	for _, e := range all {
+	for i := range all {
+		e := &all[i]
 		if len(e.Models) == 0 {
 			continue
 		}
@@ -126,8 +134,8 @@ func severalModels(all []Endpoint) bool {
 // is left there.
 func (p *Picker) weigh(prompt *Prompt, shared []Tokens, endpoints []Endpoint) []Candidate {
 	candidates := make([]Candidate, len(endpoints))
-	for i, e := range endpoints {
-		candidates[i].Endpoint = e
+	for i := range endpoints {
+		candidates[i].Endpoint = endpoints[i]
 	}
 	if hasTokenIDs(prompt) {
 		for _, source := range p.sources {
