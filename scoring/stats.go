@@ -31,6 +31,9 @@ type PoolStats struct {
 	// Busy is the share of endpoints with a prefill under way, of late, and Kappa
 	// what follows from it.
 	Busy, Kappa float64
+	// Late is by how many seconds first tokens came later than backlog, KV wait
+	// and work, in the middle.
+	Late float64
 	// KVRoom: the KV capacity of every ready endpoint is known, so that requests
 	// can be kept from full ones. NoCapacity names those of which it is not.
 	KVRoom     bool
@@ -86,7 +89,7 @@ func (p *Picker) Stats() Stats {
 	for id, pool := range l.pools {
 		s.Pools[id] = PoolStats{
 			SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep(),
-			Groups: pool.fit.Groups, Restored: pool.restored, Busy: pool.rho, Kappa: pool.kappa(),
+			Groups: pool.fit.Groups, Restored: pool.restored, Busy: pool.rho, Kappa: pool.kappa(), Late: pool.late,
 			KVRoom: l.cfg.KVRoom && pool.room, Kinds: make(map[string]KindStats),
 		}
 	}

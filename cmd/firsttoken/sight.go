@@ -17,6 +17,7 @@ type ledgerCollector struct {
 	prefilled                       *prometheus.Desc
 	token, step, groups             *prometheus.Desc
 	kappa, room, held, refused      *prometheus.Desc
+	late                            *prometheus.Desc
 }
 
 func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
@@ -37,6 +38,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 		token:     desc("pool_seconds_per_token", "Learned time of computing one prompt token, attention aside, by the pool's model.", "model"),
 		groups:    desc("pool_first_token_groups_total", "Groups of first tokens that taught those times, those before a restart too.", "model"),
 		kappa:     desc("pool_kappa", "Seconds that each second of a request's own work is taken to cost those behind it, by the pool's model.", "model"),
+		late:      desc("pool_late_seconds", "By how much first tokens come later than backlog, KV wait and work say, in the middle, by the pool's model.", "model"),
 		room:      desc("pool_kv_room", "Whether requests are kept from engines whose KV memory is full: 1, or 0 where a capacity is not known.", "model"),
 		held:      desc("endpoint_kv_held_tokens", "Tokens of KV memory that the requests in flight at the endpoint hold.", "endpoint"),
 		refused:   desc("optimistic_refused_total", "Requests whose blocks were not counted as under way because too many were."),
@@ -46,7 +48,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step, c.groups, c.kappa, c.room, c.held, c.refused} {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step, c.groups, c.kappa, c.room, c.held, c.refused, c.late} {
 		ch <- d
 	}
 }
@@ -78,6 +80,7 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.token, pool.SecondsPerToken, model)
 		gauge(c.step, pool.SecondsPerStep, model)
 		gauge(c.kappa, pool.Kappa, model)
+		gauge(c.late, pool.Late, model)
 		on := 0.0
 		if pool.KVRoom {
 			on = 1

@@ -92,6 +92,9 @@ type poolStatus struct {
 	// what each second of a request's own work is taken to cost those behind it.
 	Busy  float64 `json:"busy_share"`
 	Kappa float64 `json:"kappa"`
+	// Late is by how many seconds first tokens come later than backlog, KV wait
+	// and work say; estimates have it in them.
+	Late float64 `json:"late_seconds"`
 	// KVRoom: requests are kept from engines whose KV memory is full. KVRoomOff
 	// says why not.
 	KVRoom    bool   `json:"kv_room"`
@@ -114,7 +117,7 @@ type kindStatus struct {
 func (s *service) poolStatus(p scoring.PoolStats) poolStatus {
 	view := poolStatus{
 		SecondsPerToken: p.SecondsPerToken, SecondsPerStep: p.SecondsPerStep, Groups: p.Groups, Restored: p.Restored,
-		Busy: p.Busy, Kappa: p.Kappa, KVRoom: p.KVRoom, Kinds: make(map[string]kindStatus, len(p.Kinds)),
+		Busy: p.Busy, Kappa: p.Kappa, Late: p.Late, KVRoom: p.KVRoom, Kinds: make(map[string]kindStatus, len(p.Kinds)),
 	}
 	for label, k := range p.Kinds {
 		view.Kinds[label] = kindStatus(k)
