@@ -133,7 +133,8 @@ func (leastRate) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
 // kvAware sends a request where most of it is cached, if all but threshold of its
 // tokens are, else as leastRate does: production-stack's policy of that name, in
 // its later form, in which the longest match wins. A threshold of 0 is none: any
-// match wins.
+// match wins. As there (max over what the lookup lists, in its order) the first of
+// equals wins, always the same: what all share draws all to one engine.
 type kvAware struct{ threshold Tokens }
 
 func (k kvAware) Rank(p *Prompt, pool Pool, candidates []Candidate) {
@@ -146,6 +147,6 @@ func (k kvAware) Rank(p *Prompt, pool Pool, candidates []Candidate) {
 		return
 	}
 	for i := range candidates {
-		candidates[i].Cost, candidates[i].Tie = -float64(candidates[i].Cached), 0
+		candidates[i].Cost, candidates[i].Tie = -float64(candidates[i].Cached), float64(candidates[i].Endpoint.ID)
 	}
 }

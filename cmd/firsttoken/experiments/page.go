@@ -173,7 +173,7 @@ What the engines hold is known from their KV events: they tell of the very block
 LMCache would add a tier of host memory that these engines, like the profile, do not have.
 
 - `+"`ttft`"+` is ours, `+"`ttft-hold`"+` (where it was run) the same with holding, `+"`trapezoid`"+` the policy of the proposal (published as TTFT), with exact bookings.
-- `+"`kvaware`"+` follows the longest match, as published; `+"`kvaware-2000`"+` only where at most 2000 tokens are left to compute, else it is `+"`qps`"+`.
+- `+"`kvaware`"+` follows the longest match, and of equals always the same, as published; `+"`kvaware-2000`"+` only where at most 2000 tokens are left to compute, else it is `+"`qps`"+`.
 - `+"`qps`"+` takes the engine with the fewest requests per second, `+"`roundrobin`"+` takes turns.
 
 *Estimate off by* is the median of the distance between the time to first token that the service told when it chose and what it then
