@@ -15,38 +15,49 @@ import (
 	"github.com/firsttoken/firsttoken/simulator/trace"
 )
 
-// Options are what the command line says.
+// Options are what the command line says; its help says what each is for.
 type Options struct {
-	// Traces are files of one trace; - is standard input. Workload names clients
-	// that wait for answers in its place.
+	// Traces are files of one trace; - is standard input. Workload names one that
+	// is made up, in their place.
 	Traces   []string
 	Workload string
-	Format   string
-	// Block is the number of tokens that one name of a block stands for; below 0
-	// the format decides.
+
+	// How traces are read: see trace.Options. Numbers below 0 were not given.
+	Format      string
 	Block       Tokens
 	AnswerSize  Tokens
-	AnswerToken Seconds // time for one token of an answer when decisions were recorded
-	Spread      string
-	From, To    Seconds
-	Warm        Seconds
-	WarmGiven   bool
+	AnswerToken Seconds // for one token of an answer, when decisions were recorded
+
+	// What of a trace is replayed, in its own time. Spread is auto, off or a time.
+	Spread         string
+	From, To, Warm Seconds
+	WarmGiven      bool // else Warm may be less
 
 	Policies  []string
-	Reference string
+	Reference string // the policy whose row comes first
+	Seed      uint64
+	Seeds     int
 
+	// The fleet. Endpoints has the form fleetForm; numbers below 0 were not given.
 	Endpoints   string
 	Profile     string
 	KVTokens    Tokens
 	HostTokens  Tokens
-	HostSeconds float64 // below 0: the profile's
+	HostSeconds float64
 	Fail        []string
 
+	// The speed to replay at: Speed, or Load times that of saturation. Sat is
+	// empty where that is not asked for, FindSaturation, or a number.
 	Speed     float64
-	Sat       string // empty: not asked for; find, or a speed
+	Sat       string
 	Load      float64
 	LoadGiven bool
+	// FindCapacity looks for the rate at which the mean passes SLO, in place of a
+	// comparison at one speed.
+	FindCapacity bool
+	SLO          Seconds
 
+	// What the router knows, and how: see replay.Setup.
 	CacheSource   string
 	KVDelay       Seconds
 	HostLoadKnown bool
@@ -57,16 +68,13 @@ type Options struct {
 	TokenBias     float64
 	TokenSigma    float64
 	Scoring       scoring.Config
-	BatchGiven    bool
-	Seed          uint64
-	Seeds         int
-	FindCapacity  bool
-	SLO           Seconds
-	Output        string
-	Plot          string
-	Stdin         io.Reader
-	Out, Notes    io.Writer
-	ProgressOn    io.Writer // nil: no terminal
+	BatchGiven    bool // else Scoring.BatchTokens is that of the engines
+
+	// Output is how figures are written to Out; Plot is a file, empty for none.
+	Output, Plot string
+	Stdin        io.Reader
+	Out, Notes   io.Writer
+	ProgressOn   io.Writer // nil: nobody watches
 }
 
 // The ways to write figures.
