@@ -163,13 +163,11 @@ func (l *ledger) offer(h *Held, release func(*Decision, error)) error {
 // admitLocked puts the request among those that are held. Caller must hold mu.
 func (l *ledger) admitLocked(h *Held) error {
 	d := h.decision
-	h.group = l.held.group(d.Model)
-	if h.group == nil {
-		h.group = &heldGroup{model: d.Model}
-		if err := l.gatherLocked(h.group, d.Prompt); err != nil {
-			return err
-		}
+	group, err := l.groupLocked(d.Prompt)
+	if err != nil {
+		return err
 	}
+	h.group = group
 	if !slices.EqualFunc(d.Candidates, h.group.endpoints, func(c Candidate, e Endpoint) bool { return c.Endpoint.ID == e.ID }) {
 		h.adopt() // the endpoints changed while sources were asked
 	}
@@ -187,17 +185,27 @@ func (l *ledger) admitLocked(h *Held) error {
 	return nil
 }
 
-// gatherLocked finds the endpoints that may serve a group. Caller must hold mu.
-func (l *ledger) gatherLocked(g *heldGroup, prompt *Prompt) error {
+// groupLocked is the group of a prompt, with the endpoints of now where nothing of
+// it is held. Caller must hold mu.
+func (l *ledger) groupLocked(prompt *Prompt) (*heldGroup, error) {
+	var key groupKey
+	if slices.ContainsFunc(l.endpoints, func(e Endpoint) bool { return slices.Contains(e.Models, prompt.Model) }) {
+		key = groupKey{prompt.Model, true}
+	} else if prompt.Model == "" {
+		key.listed = true
+	}
+	if g := l.held.group(key); g != nil {
+		return g, nil
+	}
 	ready, err := eligible(l.endpoints, prompt)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	g.endpoints, g.accounts = ready, make([]*account, len(ready))
+	g := &heldGroup{key: key, endpoints: ready, accounts: make([]*account, len(ready))}
 	for i := range ready {
 		g.accounts[i] = l.accounts[ready[i].ID]
 	}
-	return nil
+	return g, nil
 }
 
 // adopt makes the candidates those of the group's endpoints. What was known of an
@@ -218,25 +226,22 @@ func (h *Held) adopt() {
 	d.Candidates = candidates
 }
 
-// syncHeldLocked follows a change of the endpoints: what no endpoint may serve
-// any more is let go with an error. Caller must hold mu.
+// syncHeldLocked follows a change of the endpoints: what none of them may serve any
+// more is let go with an error. Caller must hold mu.
 func (l *ledger) syncHeldLocked() {
-	for _, g := range l.held.groups {
-		err := l.gatherLocked(g, g.order[0].decision.Prompt)
+	before := l.held.groups
+	l.held = heldOrder{}
+	for _, g := range before {
 		for _, h := range g.order {
-			if err == nil {
-				h.adopt()
+			if h.group, h.err = l.groupLocked(h.decision.Prompt); h.err != nil {
+				h.gone = true
+				l.released = append(l.released, h)
 				continue
 			}
-			h.err, h.gone = err, true
-			l.released = append(l.released, h)
-		}
-		if err != nil {
-			l.held.count -= len(g.order)
-			g.order = nil
+			h.adopt()
+			l.held.insert(h)
 		}
 	}
-	l.held.sweep()
 }
 
 // unlock is mu's, after an event: what is held and may go now goes, and is told

@@ -14,7 +14,7 @@ type heldOrder struct {
 
 // heldGroup is the requests for one model, as clients name it.
 type heldGroup struct {
-	model string
+	key groupKey
 	// endpoints may serve the model; accounts are theirs, in the same order.
 	endpoints []Endpoint
 	accounts  []*account
@@ -33,10 +33,17 @@ func (h *Held) before(other *Held) bool {
 	return h.number < other.number
 }
 
-// group is that of a model; nil: nothing is held for it.
-func (o *heldOrder) group(model string) *heldGroup {
+// groupKey names a group. Models that no endpoint is known to serve are one group:
+// their names are the clients', their endpoints the same.
+type groupKey struct {
+	model  string
+	listed bool
+}
+
+// group is that of a key; nil: nothing is held for it.
+func (o *heldOrder) group(key groupKey) *heldGroup {
 	for _, g := range o.groups {
-		if g.model == model {
+		if g.key == key {
 			return g
 		}
 	}

@@ -27,8 +27,9 @@ func TestHeldOrderTwin(t *testing.T) {
 				model := models[rng.IntN(len(models))]
 				number++
 				h := &Held{key: float64(rng.IntN(8)), number: number}
-				if h.group = order.group(model); h.group == nil {
-					h.group = &heldGroup{model: model, accounts: of[model]}
+				key := groupKey{model, true}
+				if h.group = order.group(key); h.group == nil {
+					h.group = &heldGroup{key: key, accounts: of[model]}
 				}
 				order.insert(h)
 				twin = append(twin, h)
@@ -72,7 +73,7 @@ func TestHeldOrderTwin(t *testing.T) {
 					}
 					return 1
 				}) {
-					t.Fatalf("seed %d: group %s is out of order", seed, g.model)
+					t.Fatalf("seed %d: group %s is out of order", seed, g.key.model)
 				}
 				total += len(g.order)
 			}

@@ -9,8 +9,9 @@ import (
 type Stats struct {
 	// Endpoints are in the order of Picker.Endpoints.
 	Endpoints []EndpointStats
-	// Open is the number of reservations that have not ended.
-	Open int
+	// Open is the number of reservations that have not ended, Held that of requests
+	// that wait and are booked nowhere.
+	Open, Held int
 	// Pools are what was learned, by the pool's model: of those with endpoints,
 	// and of those without that were taught anything.
 	Pools  map[string]PoolStats
@@ -81,6 +82,7 @@ func (p *Picker) Stats() Stats {
 	s := Stats{
 		Endpoints: make([]EndpointStats, 0, len(endpoints)),
 		Open:      len(l.open),
+		Held:      l.held.count,
 		Pools:     make(map[string]PoolStats, len(l.pools)),
 		Counts:    l.count,
 

@@ -26,6 +26,8 @@ type status struct {
 	Fleet   []endpointStatus `json:"endpoints"`
 	// OpenBookings are requests decided for and not ended.
 	OpenBookings int `json:"open_bookings"`
+	// Held are requests that wait for an endpoint that is free.
+	Held int `json:"held"`
 	// Pools are what was learned of each model's engines.
 	Pools map[string]poolStatus `json:"pools"`
 	// LMCache is null where the controller is not hosted.
@@ -190,6 +192,7 @@ func (s *service) status() status {
 		Models:       []modelStatus{},
 		Fleet:        []endpointStatus{},
 		OpenBookings: ledger.Open,
+		Held:         ledger.Held,
 		Pools:        make(map[string]poolStatus, len(ledger.Pools)),
 	}
 	for model, p := range ledger.Pools {
