@@ -83,7 +83,7 @@ e2e-vllm: build .tools/envoy .tools/stamp/vllm ## compare predictions with real 
 
 .PHONY: experiments-simulated
 experiments-simulated: build ## replay the shared traces and write docs/experiments/simulated.md (half an hour)
-	@test/tools/simulated.sh bin/firsttoken "$${SHARED:-$(CURDIR)/../shared}"/traces docs/experiments/simulated.md
+	@test/tools/simulated.sh bin/firsttoken "$${SHARED:-$(CURDIR)/../shared}"/traces docs/experiments/simulated.md docs/simulate.md
 
 .PHONY: lint
 lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files

@@ -38,15 +38,22 @@ var capacityColumns = []column[Capacity]{
 	{"runs", "runs", "%.0f", func(r *Capacity) float64 { return float64(r.Runs) }},
 }
 
-// CapacityTable writes rows for people.
+// capacityExtremes is how many columns at the end are about several runs.
+const capacityExtremes = 3
+
+// CapacityTable writes rows for people. Figures of one run have no extremes.
 func CapacityTable(w io.Writer, rows []Capacity) error {
+	shown := capacityColumns
+	if len(rows) > 0 && rows[0].Runs == 1 {
+		shown = shown[:len(shown)-capacityExtremes]
+	}
 	lines := [][]string{{"policy"}}
-	for _, c := range capacityColumns {
+	for _, c := range shown {
 		lines[0] = append(lines[0], c.title)
 	}
 	for i := range rows {
 		cells := []string{rows[i].Policy}
-		for _, c := range capacityColumns {
+		for _, c := range shown {
 			cells = append(cells, fmt.Sprintf(c.format, c.value(&rows[i])))
 		}
 		lines = append(lines, cells)

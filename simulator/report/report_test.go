@@ -216,3 +216,33 @@ func TestPlotFormatIsTheFilesEnd(t *testing.T) {
 		}
 	}
 }
+
+func TestCapacities(t *testing.T) {
+	rows := []report.Capacity{
+		{Policy: "trapezoid", RequestsPerSecond: 2, Exceeded: 2.02, Speed: .5, Mean: .95, RatioToSeed: 1, LeastRequestsPerSecond: 1.9, MostRequestsPerSecond: 2.1, Runs: 2},
+		{Policy: "ttft", RequestsPerSecond: 3, Exceeded: 3.03, Speed: .75, Mean: .99, RatioToSeed: 1.5, LeastRequestsPerSecond: 2.5, MostRequestsPerSecond: 3.5, Runs: 2},
+	}
+	var table, csv, text bytes.Buffer
+	if err := errors.Join(report.CapacityTable(&table, rows), report.CapacityCSV(&csv, rows), report.CapacityJSON(&text, rows)); err != nil {
+		t.Fatal(err)
+	}
+	const want = `policy     requests/s  exceeded at  speed  mean s  of seed's  least   most  runs
+trapezoid       2.000        2.020    0.5   0.950      1.000  1.900  2.100     2
+ttft            3.000        3.030   0.75   0.990      1.500  2.500  3.500     2
+`
+	if diff := cmp.Diff(want, table.String()); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+	if want := "\nttft,3,3.03,0.75,0.99,1.5,2.5,3.5,2\n"; !strings.HasSuffix(csv.String(), want) {
+		t.Errorf("CSV:\n%s\nwant its end to be %q", csv.String(), want)
+	}
+	var back []report.Capacity
+	if err := json.Unmarshal(text.Bytes(), &back); err != nil || !cmp.Equal(rows, back) {
+		t.Errorf("JSON gives %+v, %v; want %+v", back, err, rows)
+	}
+	rows[0].Runs, rows[1].Runs = 1, 1
+	table.Reset()
+	if err := report.CapacityTable(&table, rows); err != nil || strings.Contains(table.String(), "least") {
+		t.Errorf("table of one run each, %v:\n%s", err, table.String())
+	}
+}

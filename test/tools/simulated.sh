@@ -1,14 +1,16 @@
 #!/bin/bash
 # Writes docs/experiments/simulated.md anew: every command on that page is run
 # here, in a folder that has the traces, and its output put below it. Takes half
-# an hour on two free cores.
+# an hour on two free cores. The outputs in docs/simulate.md, the GUIDE, are
+# made anew too, where the commands above them replay one of the traces.
 #
-# usage: simulated.sh PROGRAM TRACES PAGE
+# usage: simulated.sh PROGRAM TRACES PAGE GUIDE
 set -eu -o pipefail
 
 program=$(realpath "$1")
 traces=$(realpath "$2")
 page=$(realpath "$3")
+guide=$(realpath "$4")
 # Commands run in a folder of their own that has the traces, and get the plots.
 here=$(mktemp -d)
 new=$here/page.md
@@ -190,5 +192,30 @@ TEXT
 run --workload fan-out --endpoints 4 --seeds $seeds --policy ttft,ttft-hold,oracle
 run --workload fan-out --endpoints 4 --speed 2 --seeds $seeds --policy ttft,ttft-hold,oracle
 
+# refresh copies a page and runs its commands again.
+refresh() {
+	old=
+	while IFS= read -r line; do
+		if [[ $line == '    $ firsttoken simulate '* ]]; then
+			old=
+			read -ra words <<<"${line#'    $ firsttoken simulate '}"
+			if [[ -e ${words[0]} ]]; then
+				echo "firsttoken simulate ${words[*]}" >&2
+				echo "$line"
+				nice "$program" simulate "${words[@]}" 2>&1 </dev/null | sed 's/^/    /'
+				old=true
+				continue
+			fi
+		elif [[ $old && $line == '    '* ]]; then
+			continue
+		else
+			old=
+		fi
+		echo "$line"
+	done
+}
+refresh <"$guide" >guide.md
+
 cp "$new" "$page"
+cp guide.md "$guide"
 cp ./*.svg "$(dirname "$page")"
