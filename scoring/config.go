@@ -8,10 +8,10 @@ import (
 
 // Config sets how endpoints are chosen.
 type Config struct {
-	// Policy chooses the endpoint: trapezoid sends a request where queued plus
-	// own prefill work is least; ttft where its first token comes soonest, by
-	// what first tokens taught of the engines' speed; kvaware where most of it is
-	// cached; leastload where fewest are in flight; qps where fewest were sent in
+	// Policy chooses the endpoint: ttft sends a request where its first token comes
+	// soonest, with regard to those behind it, by what first tokens taught of the
+	// engines' speed; trapezoid where queued plus own prefill work is least;
+	// kvaware where most of it is cached; leastload where fewest are in flight; qps where fewest were sent in
 	// the last minute; roundrobin takes turns.
 	Policy string `yaml:"policy"`
 	// AttentionTokens is the prompt length from which on a token's attention
@@ -40,7 +40,7 @@ type Config struct {
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
 	return Config{
-		Policy:           PolicyTrapezoid,
+		Policy:           PolicyTTFT,
 		AttentionTokens:  30_000,
 		BatchTokens:      8192,
 		KVRoom:           true,

@@ -111,7 +111,7 @@ func TestFlags(t *testing.T) {
 	}{
 		{"quick start", "--backends a:1,https://b:2 --model m --tokenizer t --lmcache-instances x,y", "", func(c config) bool {
 			return len(c.Endpoints) == 2 && c.Endpoints[1].Address == "https://b:2" && c.Endpoints[1].LMCache.Instance == "y" &&
-				c.Prompt.Models[0].Name == "m" && c.Prompt.Models[0].Tokenizer == "t" && c.Scoring.Policy == "trapezoid"
+				c.Prompt.Models[0].Name == "m" && c.Prompt.Models[0].Tokenizer == "t" && c.Scoring.Policy == "ttft"
 		}},
 		{"the file alone", "--config " + file, "", func(c config) bool {
 			return c.Scoring.Policy == "roundrobin" && c.Server.Listen == "unix:/run/s" && c.Log.Level == "warn" &&
