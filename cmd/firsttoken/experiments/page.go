@@ -159,13 +159,17 @@ func (p *page) markdown() string {
 	if p.options.Scale != 1 {
 		time = fmt.Sprintf("with %g seconds for one of the experiment's (the figures are divided by that: noise of this machine counts for more)", p.options.Scale)
 	}
+	times := "once"
+	if p.options.Runs > 1 {
+		times = fmt.Sprintf("%d times", p.options.Runs)
+	}
 	fmt.Fprintf(&b, `# Two experiments on real Envoy
 
 Written by `+"`%s`"+`; each run is in [%s](%s).
 
 The proposal of TTFT routing for vLLM's production stack was shown by two experiments on two RTX 3090. Here they are repeated as far as
 their descriptions go, %s: real Envoy, the service, and two simulated engines of the profile `+"`%s`"+`, which computes, caches and evicts as
-such a GPU with a model of 7B parameters does. Each policy was run %d times, in turn with the others, in fresh processes, with the same
+such a GPU with a model of 7B parameters does. Each policy was run %s, in turn with the others, in fresh processes, with the same
 requests; figures are medians of the runs, measured by the client (`+"`firsttoken bench`"+`). The published figures come from other hardware and
 another load generator: compare the policies of one column, not a figure with its neighbour.
 
@@ -179,7 +183,11 @@ LMCache would add a tier of host memory that these engines, like the profile, do
 *Estimate off by* is the median of the distance between the time to first token that the service told when it chose and what it then
 measured, as a part of the latter. Every policy's choice comes with the same estimate.
 
-`, p.options.Command, dataFile, dataFile, time, profile, p.options.Runs)
+In experiment 1 the mean is made by the first rounds, in which all histories are computed at once; nine of ten requests find all but a question
+cached and wait for a step or two of the engine. How `+"`kvaware`"+` fares there is decided by few choices: which engine is first to hold what all
+share, and how soon the other does. In experiment 2 all policies that spread the load are alike; it shows what following a match costs.
+
+`, p.options.Command, dataFile, dataFile, time, profile, times)
 	text := p.tables()
 	for i, e := range experiments {
 		heading := "## " + e.title + "\n\n"
