@@ -119,10 +119,12 @@ say <<'TEXT'
 
 ## What each term of `ttft` is worth
 
-The policy with one of its terms left out, on recorded conversations and on groups that share a fresh prefix:
+The policy with one of its terms left out, on recorded conversations, on Mooncake's synthetic trace, on engines that differ and on groups that
+share a fresh prefix. None pays everywhere; each pays somewhere by more than it costs elsewhere:
 TEXT
 run $conversation --endpoints 4 --speed 1.216 --seeds $seeds --policy ablation
 run $conversation --endpoints 8 --speed 2.778 --seeds $seeds --policy ablation
+run $synthetic --warm 60 --endpoints 4 --speed 1.514 --seeds $seeds --policy ablation
 run $conversation --endpoints 4,4@0.4/160k --speed 1.658 --seeds $seeds --policy ablation
 run --workload fan-out --endpoints 4 --seeds $seeds --policy ablation
 
