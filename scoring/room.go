@@ -160,8 +160,12 @@ func (l *ledger) roomLocked() {
 }
 
 // waitForRoom is how many seconds a request of so many tokens waits for KV
-// memory at an endpoint that holds so many.
+// memory at an endpoint that holds so many. Only one that is not ready any more
+// may have told no capacity: nothing is known of its room.
 func (a *account) waitForRoom(held, tokens Tokens) float64 {
+	if a.engine.CapacityTokens <= 0 {
+		return 0
+	}
 	over := float64(held+tokens) - roomShare*float64(a.engine.CapacityTokens)
 	return max(0, over) / float64(a.engine.CapacityTokens) * a.kind.heldSeconds()
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -113,5 +114,37 @@ func TestAnswerLengthFromTheEngine(t *testing.T) {
 	count(1001, 1_000_001)
 	if got := length(); math.Abs(got-1000) > 1 {
 		t.Errorf("after 1000 answers of 1000 tokens: %v", got)
+	}
+}
+
+// An endpoint may turn out not to be ready between the look at the list and the
+// choice. Its capacity, not known, keeps room from being looked at no more then,
+// and must not become a number that is none.
+func TestRoomOfAnEndpointThatIsNoLongerReady(t *testing.T) {
+	now := time.Unix(0, 0)
+	p := newTestPicker(t, &now)
+	endpoints := []Endpoint{{ID: 1, Address: "a", Ready: true}, {ID: 2, Address: "b", Ready: true}}
+	sick := slices.Clone(endpoints)
+	sick[0].Ready = false
+	for name, prompt := range map[string]*Prompt{"a prompt": textPrompt(100, true), "none": {Source: TokensNone}} {
+		p.SetEndpoints(endpoints)
+		p.SetEngine(2, Engine{CapacityTokens: 1000})
+		d, err := p.prepare(name, prompt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.SetEndpoints(sick)
+		if err := p.ledger.reserve(d); err != nil {
+			t.Fatal(err)
+		}
+		if !p.Stats().Pools[""].KVRoom {
+			t.Fatal("room is not looked at")
+		}
+		for _, c := range d.Candidates {
+			if c.KVWait != 0 || math.IsNaN(c.Cost) || c.Estimate < 0 {
+				t.Errorf("%s at %s waits %g s for room, cost %g, estimate %s", name, c.Endpoint.Address, c.KVWait, c.Cost, c.Estimate)
+			}
+		}
+		d.Reservation.End()
 	}
 }
