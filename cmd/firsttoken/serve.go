@@ -438,6 +438,9 @@ const expireInterval = 100 * time.Millisecond
 func (s *service) expire(ctx context.Context) error {
 	timer := time.NewTimer(expireInterval)
 	defer timer.Stop()
+	// The next release may move more often than the timer fires, so latest does not
+	// move with it.
+	latest := time.Now().Add(expireInterval)
 	for {
 		select {
 		case <-ctx.Done():
@@ -446,13 +449,14 @@ func (s *service) expire(ctx context.Context) error {
 			for _, r := range s.picker.Expire() {
 				s.observe.Ended(r.Decision(), scoring.OutcomeExpired, "")
 			}
+			latest = time.Now().Add(expireInterval)
 		case <-s.picker.Rescheduled():
 		}
-		wait := expireInterval
-		if at, ok := s.picker.NextRelease(); ok {
-			wait = max(0, min(wait, time.Until(at)))
+		next := latest
+		if at, ok := s.picker.NextRelease(); ok && at.Before(next) {
+			next = at
 		}
-		timer.Reset(wait)
+		timer.Reset(max(0, time.Until(next)))
 	}
 }
 
