@@ -34,7 +34,7 @@ func (c HoldConfig) Validate(path string) error {
 	if c.Max <= 0 {
 		faults = append(faults, fmt.Errorf("%s.max: is %s; write a duration above zero, such as 30s", path, c.Max))
 	}
-	if c.Steps < 1 {
+	if !(c.Steps >= 1) { // nor NaN
 		faults = append(faults, fmt.Errorf("%s.steps: is %g; write 1 or more", path, c.Steps))
 	}
 	return errors.Join(faults...)
