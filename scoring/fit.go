@@ -54,12 +54,16 @@ func (p *Picker) Fits() Fits {
 
 // Restore takes in what was learned before, in place of what was since, for the
 // pools and kinds that it names. The error says which entries make no sense; they
-// are passed over. More than maxPools are too many.
+// are passed over, and that there are more than 128 models or kinds, of which the
+// first are taken.
 func (p *Picker) Restore(f Fits) error {
 	l := p.ledger
 	l.lock()
 	defer l.unlock()
 	var faults []error
+	if len(f.Models) > maxPools || len(f.Kinds) > maxPools {
+		faults = append(faults, fmt.Errorf("%d models and %d kinds; of each the first %d are taken", len(f.Models), len(f.Kinds), maxPools))
+	}
 	for i, m := range f.Models[:min(len(f.Models), maxPools)] {
 		if err := m.check(); err != nil {
 			faults = append(faults, fmt.Errorf("models[%d], %q: %w", i, m.Model, err))

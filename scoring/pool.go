@@ -87,5 +87,5 @@ func (p *pool) arrive(now time.Time, busy, endpoints int) {
 func (p *pool) kappa() float64 { return min(maxKappa, p.rho/(1.001-p.rho)) }
 
 // maxPools bounds the pools, and the kinds, that are remembered though no
-// endpoint of them is left.
-const maxPools = 64
+// endpoint of them is left. What package state keeps over a restart fits in.
+const maxPools = 128
