@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 
@@ -15,12 +16,10 @@ import (
 func newSimulateCommand() *cobra.Command {
 	o := simulate.DefaultOptions()
 	names, about := simulate.Workloads()
-	made := ""
-	var madeSb19 strings.Builder
+	var made strings.Builder
 	for i := range names {
-		madeSb19.WriteString("\n  " + names[i] + strings.Repeat(" ", max(1, 15-len(names[i]))) + about[i])
+		fmt.Fprintf(&made, "\n  %-14s %s", names[i], about[i])
 	}
-	made += madeSb19.String()
 	cmd := &cobra.Command{
 		Use:   "simulate [TRACE…]",
 		Short: "Replay a trace over simulated engines and compare policies",
@@ -35,7 +34,7 @@ replayed in seconds. A trace is one of
               of times, one after the other
 and told by its content. Several files are pieces of one trace; - is standard
 input. Batches of arrivals that share a timestamp are spread up to the next one.
-In place of a trace, --workload takes one of` + made + `
+In place of a trace, --workload takes one of` + made.String() + `
 
 Times on the command line are seconds or durations (300, 5m). --from, --to,
 --warm and --fail are times of the trace, whatever the speed.`,
@@ -100,8 +99,8 @@ Times on the command line are seconds or durations (300, 5m). --from, --to,
 	f.IntVar((*int)(&o.Scoring.AttentionTokens), "attention-tokens", int(o.Scoring.AttentionTokens), "scoring.attention_tokens")
 	f.IntVar((*int)(&o.Scoring.BatchTokens), "batch-tokens", int(o.Scoring.BatchTokens), "scoring.batch_tokens (default: what the engines have)")
 	f.IntVar((*int)(&o.Scoring.KVAwareThreshold), "kvaware-threshold", int(o.Scoring.KVAwareThreshold), "scoring.kvaware_threshold")
-	// HOLD f.DurationVar(&o.Scoring.Hold.Max, "hold-max", o.Scoring.Hold.Max, "scoring.hold.max, for ttft-hold")
-	// HOLD f.Float64Var(&o.Scoring.Hold.Steps, "hold-steps", o.Scoring.Hold.Steps, "scoring.hold.steps, for ttft-hold")
+	f.DurationVar(&o.Scoring.Hold.Max, "hold-max", o.Scoring.Hold.Max, "scoring.hold.max, for ttft-hold")
+	f.Float64Var(&o.Scoring.Hold.Steps, "hold-steps", o.Scoring.Hold.Steps, "scoring.hold.steps, for ttft-hold")
 
 	f.StringVar(&o.Output, "output", o.Output, "how figures are written: `table`, json, csv")
 	f.StringVar(&o.Plot, "plot", "", "draw the distribution of times and the queue over time into this `file.svg` or .png")

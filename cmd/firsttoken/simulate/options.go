@@ -164,6 +164,9 @@ func (o *Options) validate() error {
 	if o.FindCapacity && o.SLO <= 0 {
 		add("--slo-ttft %s: must be above 0", o.SLO.String())
 	}
+	if err := o.Scoring.Validate("scoring"); err != nil {
+		faults = append(faults, err)
+	}
 	if _, ok := cacheSources[o.CacheSource]; !ok {
 		add("--cache-source %q is unknown; write events or routed", o.CacheSource)
 	}
