@@ -296,11 +296,12 @@ func (l *ledger) followLocked(d *Decision) {
 			continue
 		}
 		// There are two roots at most, of the model and of an adapter.
-		for first := 0; first < len(d.Candidates); first++ {
+		for first, both := 0, false; first < len(d.Candidates) && !both; first++ {
 			root := d.Candidates[first].root
-			if first > 0 && (root == d.Candidates[0].root || root == d.Candidates[first-1].root) {
+			if first > 0 && root == d.Candidates[0].root {
 				continue
 			}
+			both = first > 0
 			l.set = slices.Grow(l.set[:0], words)[:words]
 			clear(l.set)
 			for i := range d.Candidates {
