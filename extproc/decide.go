@@ -47,7 +47,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		st.release(scoring.OutcomeCancelled)
 		return err
 	}
-	if st.booking != nil && !st.held {
+	if st.booking != nil && !st.headersWait {
 		st.booking.Sent()
 	}
 	return nil

@@ -70,9 +70,9 @@ func (w watchStream) Context() context.Context { return w.ctx }
 // errStopping ends streams that would never end by themselves.
 var errStopping = status.Error(codes.Unavailable, "the server stops")
 
-// Drain reports NOT_SERVING, sends on what is held, goes on serving for the configured delay so that
-// every Envoy sees it, then takes no new stream and waits for the open ones.
-// When ctx is done, what is still open is cut.
+// Drain reports NOT_SERVING, sends on what is held, goes on serving for the
+// configured delay so that every Envoy sees it, then takes no new stream and waits
+// for the open ones. When ctx is done, what is still open is cut.
 func (s *Server) Drain(ctx context.Context) {
 	s.mu.Lock()
 	s.beginDrain()

@@ -36,7 +36,7 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 	case h.GetEndOfStream() || st.dialect.request.leavesAtHeaders():
 		return st.decideThen(false, st.replies.headers)
 	case st.dialect.request == bodyDuplex:
-		st.held = true
+		st.headersWait = true
 		st.body = make([]byte, 0, min(st.head.contentLength, maxAhead, st.cfg.BodyLimit))
 		return nil
 	}
@@ -104,7 +104,7 @@ func (st *stream) letGo(whole, end bool) error {
 func (st *stream) requestTrailers() error {
 	switch {
 	case st.dialect.observed || st.decided:
-	case st.held:
+	case st.headersWait:
 		if err := st.letGo(true, false); err != nil {
 			return err
 		}

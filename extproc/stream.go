@@ -35,9 +35,9 @@ type stream struct {
 	body []byte
 	// began is when the first part of the request came.
 	began time.Time
-	// held: the client waits for the answer to the headers until we have
+	// headersWait: the client waits for the answer to the headers until we have
 	// seen the body.
-	held bool
+	headersWait bool
 	// model is what the client asked for, once that is known.
 	model string
 	// unread: the body came, but the encoder failed on it.

@@ -11,8 +11,8 @@ type Config struct {
 	// Policy chooses the endpoint: ttft sends a request where its first token comes
 	// soonest, with regard to those behind it, by what first tokens taught of the
 	// engines' speed; trapezoid where queued plus own prefill work is least;
-	// kvaware where most of it is cached; leastload where fewest are in flight; qps where fewest were sent in
-	// the last minute; roundrobin takes turns.
+	// kvaware where most of it is cached; leastload where fewest are in flight; qps
+	// where fewest were sent in the last minute; roundrobin takes turns.
 	Policy string `yaml:"policy"`
 	// AttentionTokens is the prompt length from which on a token's attention
 	// costs more than the model's linear layers: 2*params/(4*layers*heads*head_dim),

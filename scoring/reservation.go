@@ -268,7 +268,8 @@ func (r *Reservation) End() bool {
 		return false
 	}
 	if r.answered && r.account != nil {
-		// Nothing but the access log tells of an end that far from the beginning.
+		// Whoever tells of an end that far from the beginning, the access log or a
+		// stream that follows the answer, tells of them all.
 		l.endsTold = true
 		r.account.kind.ended(now.Sub(r.decodes))
 	}
