@@ -99,7 +99,7 @@ Times on the command line are seconds or durations (300, 5m). --from, --to,
 	f.IntVar((*int)(&o.Scoring.AttentionTokens), "attention-tokens", int(o.Scoring.AttentionTokens), "scoring.attention_tokens")
 	f.IntVar((*int)(&o.Scoring.BatchTokens), "batch-tokens", int(o.Scoring.BatchTokens), "scoring.batch_tokens (default: what the engines have)")
 	f.IntVar((*int)(&o.Scoring.KVAwareThreshold), "kvaware-threshold", int(o.Scoring.KVAwareThreshold), "scoring.kvaware_threshold")
-	f.DurationVar(&o.Scoring.Hold.Max, "hold-max", o.Scoring.Hold.Max, "scoring.hold.max, for ttft-hold")
+	f.Var((*simulate.Seconds)(&o.Scoring.Hold.Max), "hold-max", "scoring.hold.max, for ttft-hold")
 	f.Float64Var(&o.Scoring.Hold.Steps, "hold-steps", o.Scoring.Hold.Steps, "scoring.hold.steps, for ttft-hold")
 
 	f.StringVar(&o.Output, "output", o.Output, "how figures are written: `table`, json, csv")

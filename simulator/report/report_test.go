@@ -90,10 +90,16 @@ func TestJSONHasItsKeysAndNoRowIsAList(t *testing.T) {
 	if err := json.Unmarshal(b.Bytes(), &rows); err != nil || len(rows) != 1 {
 		t.Fatalf("%v in\n%s", err, b.String())
 	}
+	rest := b.String()
 	for key := range strings.FieldsSeq("policy mean p50 p90 p99 tpot hit_share busy_share preemptions longest_tenth_mean ratio_to_seed") {
 		if _, ok := rows[0][key]; !ok {
 			t.Errorf("no key %q in %v", key, rows[0])
 		}
+		_, after, found := strings.Cut(rest, `"`+key+`": `)
+		if !found {
+			t.Errorf("key %q comes before one that it is to follow:\n%s", key, b.String())
+		}
+		rest = after
 	}
 	b.Reset()
 	if err := report.JSON(&b, nil); err != nil || b.String() != "[]\n" {

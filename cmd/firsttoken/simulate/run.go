@@ -23,13 +23,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	if o.FindCapacity {
-		return s.capacities(ctx)
+		err = s.capacities(ctx)
+	} else {
+		err = s.compare(ctx)
 	}
-	speed, err := s.speed(ctx)
-	if err != nil {
-		return err
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %w", ctx.Err())
 	}
-	return s.compare(ctx, speed)
+	return err
 }
 
 // speed is the one to replay at; it finds that of saturation if asked for.
@@ -54,7 +55,11 @@ func (s *study) speed(ctx context.Context) (float64, error) {
 }
 
 // compare replays with every policy and writes the figures.
-func (s *study) compare(ctx context.Context, speed float64) error {
+func (s *study) compare(ctx context.Context) error {
+	speed, err := s.speed(ctx)
+	if err != nil {
+		return err
+	}
 	policies := s.o.policies()
 	with := policies
 	if !slices.Contains(with, seedPolicy) {

@@ -129,8 +129,11 @@ func (s *study) cut(requests []trace.Request) error {
 	}
 	part := s.arrivals[o.Seed]
 	if len(part) == 0 {
-		return fmt.Errorf("no request between --from %s and --to %s: the trace lasts %s",
-			o.From.String(), o.To.String(), requests[len(requests)-1].At)
+		end := "its end"
+		if o.To != 0 {
+			end = "--to " + o.To.String()
+		}
+		return fmt.Errorf("the trace has no request between --from %s and %s: it lasts %s", o.From.String(), end, requests[len(requests)-1].At)
 	}
 	last := part[len(part)-1].At
 	if !o.WarmGiven && last < 2*time.Duration(o.Warm) {
