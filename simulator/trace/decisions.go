@@ -16,6 +16,9 @@ import (
 
 const decisionsExpected = `expected records of /decisions?blocks=true: {"decisions": […]}, or one record after the other`
 
+// maxHeld is more seconds than anybody waits for a choice.
+const maxHeld = 86_400
+
 // record is what a replay needs of a decision.
 type record struct {
 	at     time.Duration // since 1970
@@ -108,6 +111,12 @@ func (r *records) add(text []byte) error {
 	if err != nil {
 		return fmt.Errorf("time: %w", err)
 	}
+	// It came before it was held; a replay holds it, or does not, by its own policy.
+	held := d.GetHeldSeconds()
+	if !(held >= 0 && held <= maxHeld) {
+		return fmt.Errorf("held_seconds is %g, expected 0 to %g", held, float64(maxHeld))
+	}
+	at -= time.Duration(held * float64(time.Second))
 	met := record{at: at, prompt: int(d.GetPromptTokens()), blocks: d.GetPrefixBlocks(), answer: -1, ended: d.GetEnded() != nil}
 	if met.ended && d.TtftSeconds != nil {
 		met.answer = d.GetEnded().AsTime().Sub(d.GetTime().AsTime()) - time.Duration(d.GetTtftSeconds()*float64(time.Second))

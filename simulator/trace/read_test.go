@@ -100,6 +100,19 @@ func TestFormatsAreToldByTheirContent(t *testing.T) {
 	}
 }
 
+// A record tells when the choice was made, which is later than the request where
+// that was held.
+func TestAHeldRequestCameBeforeItsChoice(t *testing.T) {
+	got, err := read(trace.Options{}, `{"id":"a","time":"2026-11-21T10:00:02Z","prompt_tokens":1}`+
+		`{"id":"b","time":"2026-11-21T10:00:04Z","prompt_tokens":2,"held_seconds":3.5}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := got.Requests; r[0].Prompt != 2 || r[1].At != 1500*time.Millisecond {
+		t.Errorf("%+v; want the held one first, 1.5 s before the other", r)
+	}
+}
+
 func TestTheLengthOfAnAnswerIsGuessedWhereNobodyToldIt(t *testing.T) {
 	const record = `{"id":"a","time":"2026-11-21T10:00:00Z","prompt_tokens":1,"ttft_seconds":0.5,"ended":"2026-11-21T10:00:02.500Z"}`
 	got, err := read(trace.Options{}, record)
@@ -142,6 +155,7 @@ func TestABadLineIsAnErrorWithItsNumber(t *testing.T) {
 		{"no id", good + "\n" + `{"time":"2026-11-21T10:00:00Z"}`, "a:2: id is missing"},
 		{"no time", `{"decisions":[` + "\n" + good + ",\n\n" + `{"id":"b"}]}`, "a:4: time is missing"},
 		{"foreign value", good + "\n7", "a:2: is no decision record: proto:"},
+		{"held", good + "\n" + `{"id":"b","time":"2026-11-21T10:00:00Z","held_seconds":-1}`, "a:2: held_seconds is -1, expected 0 to 86400"},
 		{"no list", good + "\n" + `{"decisions":7}`, "a:2: id is missing"},
 		{"block", good + "\n" + `{"id":"b","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["1"]}`, "a:2: block_tokens is 0 with 1 prefix_blocks"},
 		{"blocks", good + "\n" + `{"id":"b","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["1","2"],"block_tokens":64}`, "a:2: prefix_blocks has 2 names, but 64 tokens have 1 whole blocks of 64"},
