@@ -41,6 +41,10 @@ func newExperimentsCommand() *cobra.Command {
 			if o.Scale != 1 {
 				o.Command += fmt.Sprintf(" SCALE=%g", o.Scale)
 			}
+			if flags := cmd.Flags(); flags.Changed("policies") || flags.Changed("experiments") { // make has no names for these
+				list := func(flag string) string { return strings.Trim(flags.Lookup(flag).Value.String(), "[]") }
+				o.Command = fmt.Sprintf("firsttoken experiments --runs %d --scale %g --policies %s --experiments %s", o.Runs, o.Scale, list("policies"), list("experiments"))
+			}
 			return experiments.Run(cmd.Context(), o)
 		},
 	}

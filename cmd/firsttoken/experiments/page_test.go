@@ -125,6 +125,27 @@ func TestResult(t *testing.T) {
 	}
 }
 
+// An error of estimates that nobody could measure must not pass for a small one.
+func TestResultNeedsFirstTokens(t *testing.T) {
+	records := []bench.Record{{Answer: bench.Answer{ID: "a", FirstToken: time.Second}}}
+	s := bench.Summarize(records)
+	_, err := newResult(1, "ttft", 1, 1, &s, records, []*firsttokenv1.Decision{{Id: "a", Candidates: []*firsttokenv1.Candidate{{EstimateSeconds: 1}}}})
+	if err == nil || !strings.Contains(err.Error(), "no first token") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, c := range []struct {
+		values []float64
+		want   float64
+	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{4, 1}, 2.5}, {[]float64{9, 1, 2}, 2}} {
+		if got := median(c.values); got != c.want {
+			t.Errorf("median of %v is %g, want %g", c.values, got, c.want)
+		}
+	}
+}
+
 // What is missing is named before anything is started.
 func TestRunNeedsEnvoy(t *testing.T) {
 	var out bytes.Buffer

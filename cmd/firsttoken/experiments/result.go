@@ -1,11 +1,10 @@
 package experiments
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
-
-	"gonum.org/v1/gonum/stat"
 
 	"github.com/firsttoken/firsttoken/bench"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
@@ -78,6 +77,9 @@ func newResult(number int, policy string, run int, scale float64, s *bench.Summa
 	for _, n := range perEngine {
 		r.busiest = max(r.busiest, float64(n)/float64(len(records)))
 	}
+	if len(distances) == 0 { // a median of nothing would keep every bound
+		return result{}, errors.New("the service measured no first token: nothing tells how good its estimates were")
+	}
 	r.estimateError = median(distances)
 	return r, nil
 }
@@ -101,8 +103,6 @@ func median(values []float64) float64 {
 		return 0
 	}
 	values = slices.Sorted(slices.Values(values))
-	if n := len(values); n%2 == 0 {
-		return (values[n/2-1] + values[n/2]) / 2
-	}
-	return stat.Quantile(0.5, stat.Empirical, values, nil)
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
 }
