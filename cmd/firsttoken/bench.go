@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/firsttoken/firsttoken/bench"
+	"github.com/firsttoken/firsttoken/cmd/firsttoken/simulate"
 	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/simulator/trace"
 )
@@ -43,37 +44,17 @@ func (f *benchFlags) register(cmd *cobra.Command, seed *uint64) {
 	flags.StringVar(&f.target.BaseURL, "base-url", "", "`URL` of the endpoint, such as http://127.0.0.1:8080, with or without /v1")
 	flags.StringVar(&f.target.Model, "model", "", "`name` of the model to ask for")
 	flags.StringVar(&f.keyVariable, "api-key-env", "OPENAI_API_KEY", "environment `variable` whose value is sent as bearer token, if it has one")
-	flags.DurationVar(&f.target.Timeout, "timeout", 10*time.Minute, "most time for one request, to its end")
+	f.target.Timeout = 10 * time.Minute
+	flags.Var((*simulate.Seconds)(&f.target.Timeout), "timeout", "most time for one request, to its end")
 	flags.StringVar(&f.tokenizer, "tokenizer", "", "`folder` of the model's tokenizer.json, or its id on a Hugging Face hub, to count tokens by (default: the endpoint's /tokenize, else words)")
 	flags.StringVar(&f.output, "output", "summary.csv", "CSV `file` with a line for each request; empty: none")
-	flags.DurationVar(&f.logInterval, "log-interval", 30*time.Second, "time between summaries while it runs; 0: only the last")
+	f.logInterval = 30 * time.Second
+	flags.Var((*simulate.Seconds)(&f.logInterval), "log-interval", "time between summaries while it runs; 0: only the last")
 	flags.IntVar(&f.maxFailed, "max-failed", -1, "most `requests` that may fail for the command to succeed; -1: all but one")
 	flags.Uint64Var(seed, "seed", *seed, "what texts and lengths are drawn from; with another one nothing that was cached fits")
 	for _, name := range []string{"base-url", "model"} {
 		_ = cmd.MarkFlagRequired(name) // it is there
 	}
-}
-
-// secondsOrDuration is a flag that takes seconds, as the Python tool does, or a
-// duration.
-type secondsOrDuration struct{ value *time.Duration }
-
-func (s secondsOrDuration) String() string {
-	if s.value == nil {
-		return "0s"
-	}
-	return s.value.String()
-}
-func (s secondsOrDuration) Type() string { return "duration" }
-func (s secondsOrDuration) Set(text string) error {
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		if d, err = time.ParseDuration(text + "s"); err != nil {
-			return fmt.Errorf("%q is no time; write seconds, or a duration such as 90s", text)
-		}
-	}
-	*s.value = d
-	return nil
 }
 
 // rangeFlag is a number of tokens or a range of them.
@@ -91,7 +72,7 @@ func (r rangeFlag) Set(text string) (err error) {
 	return err
 }
 
-var _, _ pflag.Value = secondsOrDuration{}, rangeFlag{}
+var _ pflag.Value = rangeFlag{}
 
 func newMultiRoundCommand() *cobra.Command {
 	var f benchFlags
@@ -117,8 +98,8 @@ func newMultiRoundCommand() *cobra.Command {
 	flags.IntVar(&load.Question, "question-len", load.Question, "tokens of a question")
 	flags.IntVar(&load.Answer, "answer-len", load.Answer, "most tokens of an answer")
 	flags.BoolVar(&load.IgnoreEOS, "ignore-eos", false, "make every answer as long as that, with vLLM's ignore_eos")
-	flags.Var(secondsOrDuration{&load.Time}, "time", "seconds, or a duration, after which the run ends; until then users who are done are replaced. 0: when all are done")
-	flags.Var(secondsOrDuration{&load.RampUp}, "ramp-up", "seconds, or a duration, over which the users come (default: the time that a user stays)")
+	flags.Var((*simulate.Seconds)(&load.Time), "time", "seconds, or a duration, after which the run ends; until then users who are done are replaced. 0: when all are done")
+	flags.Var((*simulate.Seconds)(&load.RampUp), "ramp-up", "seconds, or a duration, over which the users come (default: the time that a user stays)")
 	flags.IntVar(&load.MaxUnfinished, "max-unfinished-queries", 0, "hold rounds back while so many requests are unfinished; 0: no limit")
 	flags.IntVar(&load.InitUserID, "init-user-id", 0, "number before the first user's")
 	flags.BoolVar(&load.UserHeader, "request-with-user-id", false, "send each user's number as x-user-id")
@@ -184,9 +165,9 @@ func newTraceCommand() *cobra.Command {
 	f.register(cmd, &load.Seed)
 	flags := cmd.Flags()
 	flags.Float64Var(&load.Speed, "speed", load.Speed, "how many times as fast as the trace")
-	flags.DurationVar(&from, "from", 0, "leave out what came before, in the trace's time")
-	flags.DurationVar(&to, "to", 0, "leave out what came from here on, in the trace's time; 0: nothing")
-	flags.BoolVar(&spread, "spread", true, "spread requests that the trace gives one time evenly until the next")
+	flags.Var((*simulate.Seconds)(&from), "from", "leave out what came before, in the trace's time")
+	flags.Var((*simulate.Seconds)(&to), "to", "leave out what came from here on, in the trace's time; 0: nothing")
+	flags.BoolVar(&spread, "spread", true, "spread requests that the trace gives one time, by chance, until the next")
 	flags.StringVar(&format, "format", string(trace.Auto), fmt.Sprintf("of the files, one of %s", trace.Formats()))
 	flags.BoolVar(&load.IgnoreEOS, "ignore-eos", false, "make every answer as long as the trace's, with vLLM's ignore_eos")
 	return cmd

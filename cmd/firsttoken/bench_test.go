@@ -133,7 +133,7 @@ func TestBenchTrace(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, lines, err := runBench(t, benchEngine(t), "trace", file, "--speed", "20", "--to", "8s")
+	out, lines, err := runBench(t, benchEngine(t), "trace", file, "--speed", "20", "--to", "8", "--log-interval", "30", "--timeout", "1m")
 	if err != nil || len(lines) != 2 {
 		t.Fatalf("%v, %d lines\n%s", err, len(lines), out)
 	}
