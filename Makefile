@@ -38,7 +38,7 @@ GOTEST = go test -race -shuffle=on -count=1
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: .tools/stamp/libzmq ## compile bin/firsttoken
@@ -53,7 +53,7 @@ RUNS ?= 3
 SCALE ?= 1
 
 .PHONY: experiments
-experiments: build .tools/envoy ## two experiments on Envoy, all policies in turn (RUNS=3 SCALE=1: an hour); writes docs/experiments
+experiments: build .tools/envoy ## two experiments on Envoy, all policies in turn (RUNS=3 SCALE=1: three quarters of an hour); writes docs/experiments
 	@bin/firsttoken experiments --envoy .tools/envoy --runs $(RUNS) --scale $(SCALE) --out docs/experiments
 
 .PHONY: test

@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reserved port can be listened on with SO_REUSEADDR, and is given to nobody
-// who asks for any port.
+// A reserved port can be listened on with SO_REUSEADDR, and then be reached.
 func TestReservedPort(t *testing.T) {
 	p, err := reservePort()
 	if err != nil {
