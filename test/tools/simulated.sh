@@ -59,7 +59,7 @@ of [Azure's public dataset](https://github.com/Azure/AzurePublicDataset) of 2023
 spread the arrivals of a batch differently; figures are means over all of a command, and the last column shows how far apart single runs were.
 
 `trapezoid` is the policy of the plain formula that this project began with, with atomic booking and exact release: the seed of all ratios.
-`ttft` weighs time, `ttft-hold` is `ttft` with holding. `oracle` chooses greedily with the engines' true state, which no router can see.
+`ttft` weighs time, `ttft-hold` is `ttft` with holding. `kvaware` has production-stack's threshold of 2,000 tokens unless a command says another. `oracle` chooses greedily with the engines' true state, which no router can see.
 
 ## What a fleet carries
 
