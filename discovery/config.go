@@ -32,7 +32,7 @@ type Config struct {
 	ModelsInterval time.Duration `yaml:"models_interval"`
 	// ResolveInterval is the time after which a host name is resolved anew.
 	ResolveInterval time.Duration `yaml:"resolve_interval"`
-	// DNSServer is the host:port of the DNS server that is asked for names; empty:
+	// DNSServer is the ip:port of the DNS server that is asked for names; empty:
 	// those of the system.
 	DNSServer string `yaml:"dns_server"`
 	// TLS says how https endpoints are verified: in our own calls, and by Envoy
@@ -235,7 +235,7 @@ func (t target) literal() (netip.Addr, bool) {
 	return ip.Unmap(), err == nil
 }
 
-var errAddress = errors.New("write host:port, http://host:port or https://host:port")
+var errAddress = errors.New("write host:port, http://host:port, https://host:port, or http+srv://name for SRV records")
 
 func parseAddress(address string) (target, error) {
 	if address == "" {

@@ -109,7 +109,7 @@ func (s *dnsServer) answer(question []byte, most int) []byte {
 	}
 	q := asked.Questions[0]
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
-	kind := map[dnsmessage.Type]string{dnsmessage.TypeA: "A", dnsmessage.TypeSRV: "SRV"}[q.Type]
+	kind := map[dnsmessage.Type]string{dnsmessage.TypeA: "A", dnsmessage.TypeAAAA: "AAAA", dnsmessage.TypeSRV: "SRV"}[q.Type]
 	s.mu.Lock()
 	records, ok := s.table[kind+" "+name]
 	_, other := s.table["A "+name]
@@ -128,8 +128,11 @@ func (s *dnsServer) answer(question []byte, most int) []byte {
 	for _, r := range records {
 		header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: dnsmessage.ClassINET, TTL: 1}
 		var body dnsmessage.ResourceBody
-		if kind == "A" {
-			body = &dnsmessage.AResource{A: netip.MustParseAddr(r).As4()}
+		if ip, err := netip.ParseAddr(r); err == nil && ip.Is4() {
+			body = &dnsmessage.AResource{A: ip.As4()}
+		} else if err == nil {
+			header.Type = dnsmessage.TypeAAAA
+			body = &dnsmessage.AAAAResource{AAAA: ip.As16()}
 		} else {
 			srv, target := &dnsmessage.SRVResource{}, ""
 			if _, err := fmt.Sscanf(r, "%d %d %d %s", &srv.Priority, &srv.Weight, &srv.Port, &target); err != nil {
@@ -179,6 +182,8 @@ func TestResolve(t *testing.T) {
 		"A a.test":                {"10.0.0.1"},
 		"A b.test":                {"10.0.0.3", "10.0.0.2"},
 		"A broken.test":           {"!"},
+		"A six.test":              {},
+		"AAAA six.test":           {"fd00::1"},
 		"SRV _vllm._tcp.test":     {"0 0 8001 a.test.", "0 0 8000 A.test.", "10 5 8000 b.test."},
 		"SRV some.test":           {"0 0 8000 a.test.", "0 0 8000 gone.test."},
 		"SRV all-gone.test":       {"0 0 8000 gone.test."},
@@ -190,6 +195,7 @@ func TestResolve(t *testing.T) {
 	})
 	for _, c := range []struct{ name, address, want string }{
 		{"a name", "engines.test:8000", "engines.test=10.0.0.1:8000 engines.test=10.0.0.2:8000"},
+		{"IPv6 alone", "six.test:8000", "six.test=[fd00::1]:8000"},
 		{"a name that is none", "gone.test:8000", "error"},
 		{
 			"records with their own ports, whatever their priority", "http+srv://_vllm._tcp.test",
@@ -209,6 +215,23 @@ func TestResolve(t *testing.T) {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// A hosts file may tell only an address of the family that was not asked for.
+func TestAnotherFamilyIsNoFault(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{&net.AddrError{Err: "no suitable address", Addr: "engine"}, true},
+		{&net.DNSError{IsNotFound: true}, true},
+		{&net.DNSError{IsTimeout: true}, false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := isNotFound(c.err); got != c.want {
+			t.Errorf("%v: got %t", c.err, got)
+		}
 	}
 }
 

@@ -51,6 +51,47 @@ func TestSetEntries(t *testing.T) {
 	})
 }
 
+// An engine that is written in another way, as an address in place of a name or
+// with another scheme, is in the list at all times.
+func TestEnginesWrittenAnotherWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{
+			engines: map[string]*fakeEngine{one: {serves: []string{"m"}}, two: {serves: []string{"m"}}},
+			names:   map[string]string{"engines": "10.0.0.1 10.0.0.2"},
+		}
+		f := run(t, w, Entry{Address: one}, Entry{Address: two})
+		for _, step := range []struct {
+			entries []Entry
+			want    string
+		}{
+			{
+				[]Entry{{Address: "engines:8000"}},
+				"3 engines:8000@10.0.0.1:8000 10.0.0.1:8000 ready [m]\n4 engines:8000@10.0.0.2:8000 10.0.0.2:8000 ready [m]\n",
+			},
+			{
+				[]Entry{{Address: "https://" + one}, {Address: two}},
+				"5 10.0.0.1:8000 10.0.0.1:8000 ready [m]\n6 10.0.0.2:8000 10.0.0.2:8000 ready [m]\n",
+			},
+			{
+				[]Entry{{Address: one}, {Address: "engines:8000"}},
+				"7 10.0.0.1:8000 10.0.0.1:8000 ready [m]\n8 engines:8000 10.0.0.2:8000 ready [m]\n",
+			},
+			// What two entries mean is the other's when the one goes.
+			{
+				[]Entry{{Address: "engines:8000"}, {Address: two}},
+				"9 engines:8000@10.0.0.1:8000 10.0.0.1:8000 ready [m]\n8 engines:8000@10.0.0.2:8000 10.0.0.2:8000 ready [m]\n",
+			},
+			{[]Entry{{Address: two}}, "10 10.0.0.2:8000 10.0.0.2:8000 ready [m]\n"},
+		} {
+			f.SetEntries(step.entries)
+			expect(t, f, step.want)
+		}
+		if slices.Contains(f.lists, "") {
+			t.Errorf("an empty list was published: %q", f.lists)
+		}
+	})
+}
+
 // Whatever lists follow one another, at any pace: the last one is what holds,
 // and ids of endpoints that stay do not change.
 func TestSetEntriesAtRandom(t *testing.T) {
@@ -59,7 +100,7 @@ func TestSetEntriesAtRandom(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
 			w := &world{engines: map[string]*fakeEngine{}, names: map[string]string{"a": "10.0.1.1 10.0.1.2", "b": "10.0.1.2 10.0.1.3"}}
 			pick := func() (entries []Entry) {
-				all := []string{"10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000", "a:8000", "b:8000"}
+				all := []string{"10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000", "a:8000", "b:8000", "10.0.1.2:8000", "https://10.0.0.1:8000"}
 				rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 				for _, address := range all[:1+rng.IntN(len(all))] {
 					entries = append(entries, Entry{Address: address, Drain: rng.IntN(4) == 0, Models: []string{"m"}[:rng.IntN(2)]})
@@ -75,9 +116,6 @@ func TestSetEntriesAtRandom(t *testing.T) {
 					synctest.Wait()
 				}
 			}
-			// An address that two names share is taken by the other at the next
-			// look.
-			time.Sleep(2 * DefaultConfig().ResolveInterval)
 			synctest.Wait()
 			want := make(map[netip.AddrPort]bool)
 			for _, e := range last {

@@ -108,9 +108,15 @@ func (s *sockets) addresses(ctx context.Context, host string) ([]netip.Addr, err
 	return onePerEngine(ips)
 }
 
+// isNotFound reports whether a name is known to have no address. An AddrError is
+// what the resolver makes of one that has some, but none of the family asked for:
+// a hosts file tells all of them.
 func isNotFound(err error) bool {
-	var fault *net.DNSError
-	return errors.Is(err, errNoAddress) || errors.As(err, &fault) && fault.IsNotFound
+	if _, otherFamily := errors.AsType[*net.AddrError](err); otherFamily || errors.Is(err, errNoAddress) {
+		return true
+	}
+	fault, ok := errors.AsType[*net.DNSError](err)
+	return ok && fault.IsNotFound
 }
 
 func onePerEngine(ips []netip.Addr) ([]netip.Addr, error) {

@@ -26,6 +26,9 @@ type entry struct {
 	Entry
 	target   target // set once
 	position int    // in the configuration
+	// told are the addresses that it was resolved to, also those that another
+	// entry holds. Bounded by maxAddresses.
+	told []found
 	// stop ends the goroutine that resolves its name; nil before it is started.
 	stop func()
 }
@@ -116,16 +119,18 @@ func sameLife(a, b Entry) bool {
 
 // resolved tells the addresses of an entry, all of them. Members whose address
 // is gone are removed, new addresses become new members with new ids. An
-// address that another entry holds is skipped: one engine is one endpoint.
+// address that another entry holds is skipped: one engine is one endpoint. One
+// that is no longer in the configuration gives its addresses up.
 func (r *roster) resolved(e *entry, all []found) (added, removed []*member) {
-	wanted := make(map[netip.AddrPort]string, len(all))
-	for _, f := range all[:min(len(all), maxAddresses)] {
+	e.told = all[:min(len(all), maxAddresses)]
+	wanted := make(map[netip.AddrPort]string, len(e.told))
+	for _, f := range e.told {
 		wanted[f.address] = f.host
 	}
 	kept := make([]*member, 0, len(r.members)+len(wanted))
 	for _, m := range r.members {
-		_, stays := wanted[m.address]
-		if m.entry == e && !stays {
+		_, named := wanted[m.address]
+		if m.entry == e && !named || m.entry != e && named && !slices.Contains(r.entries, m.entry) {
 			removed = append(removed, m)
 			continue
 		}

@@ -180,10 +180,10 @@ func (w *Watcher) replace(ctx context.Context, tasks, names *sync.WaitGroup) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, e := range removed {
-		_, gone := w.roster.resolved(e, nil)
-		w.forgetLocked(gone)
+		w.tellLocked(ctx, tasks, e, nil)
 	}
 	if len(removed) > 0 {
+		w.settleLocked(ctx, tasks)
 		w.publishLocked()
 	}
 	w.log.Info("took the new list of endpoints", "added", len(added), "removed", len(removed))
@@ -197,16 +197,27 @@ func (w *Watcher) takeLocked(ctx context.Context, tasks *sync.WaitGroup, e *entr
 		if old.target != e.target {
 			continue
 		}
-		for _, m := range w.roster.members {
-			if m.entry == old {
-				all = append(all, found{m.address, m.target.host})
-			}
-		}
-		_, gone := w.roster.resolved(old, nil)
-		w.forgetLocked(gone)
+		all = old.told
+		w.tellLocked(ctx, tasks, old, nil)
 	}
-	added, _ := w.roster.resolved(e, all)
+	w.tellLocked(ctx, tasks, e, all)
+}
+
+// tellLocked brings the roster and the probe loops to the addresses of an entry.
+// It reports whether the list changed. Caller must hold mu.
+func (w *Watcher) tellLocked(ctx context.Context, tasks *sync.WaitGroup, e *entry, all []found) (changed bool) {
+	added, removed := w.roster.resolved(e, all)
+	w.forgetLocked(removed)
 	w.watchLocked(ctx, tasks, added)
+	return len(added)+len(removed) > 0
+}
+
+// settleLocked gives addresses that have become free to entries that were
+// resolved to them too. Caller must hold mu.
+func (w *Watcher) settleLocked(ctx context.Context, tasks *sync.WaitGroup) {
+	for _, e := range w.roster.entries {
+		w.tellLocked(ctx, tasks, e, e.told)
+	}
 }
 
 // ProbeNow asks for a probe of the endpoint at address (ip:port) at once,
@@ -342,21 +353,19 @@ func shown(list []found) []string {
 	return out
 }
 
-// resolved brings the roster and the probe loops to the addresses of an entry.
-// One that is no longer in the configuration is ignored.
+// resolved takes in the addresses of an entry. One that is no longer in the
+// configuration is ignored.
 func (w *Watcher) resolved(ctx context.Context, tasks *sync.WaitGroup, e *entry, all []found) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !slices.Contains(w.roster.entries, e) {
 		return
 	}
-	added, removed := w.roster.resolved(e, all)
-	w.forgetLocked(removed)
-	if len(added)+len(removed) > 0 {
+	if w.tellLocked(ctx, tasks, e, all) {
+		w.settleLocked(ctx, tasks)
 		w.publishLocked()
 		w.instancesLocked(e)
 	}
-	w.watchLocked(ctx, tasks, added)
 }
 
 // watchLocked starts the probe loops of new members. Caller must hold mu.

@@ -58,8 +58,8 @@ type reloader struct {
 // reloadStatus is what became of the configuration file.
 type reloadStatus struct {
 	File string `json:"file"`
-	// Read is when the file was last taken in or refused; null before the first
-	// change.
+	// Read is when the file was last taken in or refused: soon after the start for
+	// the first time, then at each change.
 	Read *time.Time `json:"read"`
 	// Fault is what is wrong with the file, while what was read before still
 	// holds; empty where nothing is.

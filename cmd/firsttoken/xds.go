@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,19 +37,35 @@ func (c config) validateXDS() error {
 	}
 	owners := make(map[string]int, len(c.Endpoints))
 	for i, e := range c.Endpoints {
-		endpoint, err := endpointForEnvoy(e)
-		if err != nil {
+		cluster := clusterOf(e)
+		if cluster == "" {
 			continue // Named where endpoints are validated.
 		}
-		if owner := envoy.ReservedCluster(endpoint.Cluster); owner != "" {
-			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of %s; write another", i, endpoint.Cluster, owner))
+		if owner := envoy.ReservedCluster(cluster); owner != "" {
+			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of %s; write another", i, cluster, owner))
 		}
-		if first, ok := owners[endpoint.Cluster]; ok {
-			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of endpoints[%d] too; write another", i, endpoint.Cluster, first))
+		if first, ok := owners[cluster]; ok {
+			faults = append(faults, fmt.Errorf("endpoints[%d].cluster: %q is that of endpoints[%d] too; write another", i, cluster, first))
 		}
-		owners[endpoint.Cluster] = i
+		owners[cluster] = i
 	}
 	return errors.Join(faults...)
+}
+
+// clusterOf is the name that discovery gives the cluster of an entry's only
+// engine; empty where its address is no good.
+func clusterOf(e discovery.Entry) string {
+	if name := cmp.Or(e.Cluster, e.Name); name != "" {
+		return name
+	}
+	if _, name, ok := strings.Cut(e.Address, "+srv://"); ok {
+		return strings.ToLower(strings.TrimRight(name, "/"))
+	}
+	endpoint, err := endpointForEnvoy(e)
+	if err != nil {
+		return ""
+	}
+	return endpoint.Cluster
 }
 
 // management tells running Envoys which engines there are.

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +120,23 @@ func TestMembers(t *testing.T) {
 	for i := range want {
 		if got[i] != want[i] {
 			t.Errorf("got %+v, want %+v", got[i], want[i])
+		}
+	}
+}
+
+// A name of SRV records has a cluster too, which must be nobody else's.
+func TestClustersOfSRVNames(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.XDS.Listen, cfg.XDS.Route = "127.0.0.1:0", string(envoy.RouteClusterHeader)
+	cfg.Endpoints = []discovery.Entry{
+		{Address: "http+srv://pool"},
+		{Address: "10.0.0.1:8000", Cluster: "a"},
+		{Address: "http+srv://engines.example", Name: "a"},
+	}
+	err := cfg.validateXDS()
+	for _, want := range []string{`endpoints[0].cluster: "pool" is that of the pool`, `endpoints[2].cluster: "a" is that of endpoints[1]`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q in it", err, want)
 		}
 	}
 }

@@ -162,6 +162,7 @@ func (s *Server) tell(ctx context.Context) error {
 	before, now := s.told, s.wanted
 	s.mu.Unlock()
 	if len(now) == 0 {
+		s.leaving = nil // Else their time would come again and again.
 		s.log.Warn("there is no endpoint to tell Envoys of; they keep what they have")
 		return nil
 	}
