@@ -3,6 +3,8 @@ package baseline
 import "github.com/firsttoken/firsttoken/scoring"
 
 // The policy ttft without one of its terms, which shows what the term is worth.
+// Where engines read each other's caches, all lack ttft's charge for a copy that
+// displaces another block as well: compare them with ttft elsewhere.
 const (
 	// WithoutProgress: the oldest prefill counts whole until its first token.
 	WithoutProgress = "ttft-without-progress"
