@@ -209,22 +209,23 @@ func chat(ctx context.Context, url string, body []byte, first func([]byte)) (ans
 	return a, lines.Err()
 }
 
-// predictions are the tokens believed cached where each request went, by the
-// decision's id.
+// predictions are the tokens believed cached where each request went, or brought
+// by requests that were under way there, by the decision's id.
 func (p *proxy) predictions() map[string]scoring.Tokens {
 	p.t.Helper()
 	var view struct {
 		Decisions []struct {
 			ID         string
 			Candidates []struct {
-				Cached scoring.Tokens `json:"cached_tokens"`
+				Cached     scoring.Tokens `json:"cached_tokens"`
+				Optimistic scoring.Tokens `json:"optimistic_tokens"`
 			}
 		}
 	}
 	get(p.t, p.service, "/decisions", &view)
 	told := make(map[string]scoring.Tokens)
 	for _, d := range view.Decisions {
-		told[d.ID] = d.Candidates[0].Cached
+		told[d.ID] = d.Candidates[0].Cached + d.Candidates[0].Optimistic
 	}
 	return told
 }

@@ -41,7 +41,7 @@ func newStudy(o *Options) (*study, error) {
 		s.made, _ = workloadByName(o.Workload)
 		s.name, block = s.made.name, s.made.block
 		if !o.WarmGiven {
-			o.Warm = 0
+			o.Warm = Seconds(s.made.warm)
 		}
 	}
 	if err != nil {

@@ -13,6 +13,8 @@ type made struct {
 	about string
 	// block is the size of its blocks; requests is about how many it has.
 	block, requests int
+	// warm is when its clients begin; what comes before makes the engines ready.
+	warm time.Duration
 	// paced: its requests come whether others are answered or not, so that it has
 	// a speed.
 	paced bool
@@ -34,7 +36,7 @@ func workloads() []made {
 		},
 		{
 			name: "shared-prefix", about: "5 clients send 20 long prompts each that begin alike",
-			block: shared.BlockTokens, requests: shared.Clients * shared.Requests,
+			block: shared.BlockTokens, requests: shared.Clients * shared.Requests, warm: shared.Begin,
 			begin: func(uint64, float64) replay.Workload { return shared.Workload() },
 		},
 		{
