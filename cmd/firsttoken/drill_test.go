@@ -138,7 +138,7 @@ var mishaps = []mishap{
 		},
 		// Memory for two prompts is never free: the choice would be by that alone.
 		service: func(_ *testing.T, cfg *config) { cfg.Scoring.KVRoom = false },
-		said: []string{"tells no removals: gpu"},
+		said:    []string{"tells no removals: gpu"},
 	},
 	{
 		name: "blocks of 528", silent: true, right: 0.95,
