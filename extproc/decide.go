@@ -125,8 +125,9 @@ func (st *stream) weigh(ctx context.Context, p *scoring.Prompt) (offered, error)
 	o := st.offer(p)
 	if errors.Is(o.err, scoring.ErrModelRequired) && st.unread {
 		// The model is not missing from the request, only unknown to us.
+		sized := p
 		p = unsized()
-		p.Received = st.began
+		p.Received, p.Policy, p.Session, p.Arm, p.Only = st.began, sized.Policy, sized.Session, sized.Arm, sized.Only
 		o = st.offer(p)
 	}
 	if o.err == nil {

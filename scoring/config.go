@@ -3,6 +3,8 @@ package scoring
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -14,6 +16,9 @@ type Config struct {
 	// kvaware where most of it is cached; leastload where fewest are in flight; qps
 	// where fewest were sent in the last minute; roundrobin takes turns.
 	Policy string `yaml:"policy"`
+	// Models are settings for some models alone, by the name that clients ask for or
+	// the engine's own.
+	Models map[string]ModelConfig `yaml:"models"`
 	// AttentionTokens is the prompt length from which on a token's attention
 	// costs more than the model's linear layers: 2*params/(4*layers*heads*head_dim),
 	// some 30,000 for most models.
@@ -37,6 +42,12 @@ type Config struct {
 	DecodingAge time.Duration `yaml:"decoding_age"`
 }
 
+// ModelConfig sets how endpoints are chosen for one model.
+type ModelConfig struct {
+	// Policy takes the place of scoring.policy for this model; empty: it does not.
+	Policy string `yaml:"policy"`
+}
+
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
 	return Config{
@@ -53,8 +64,19 @@ func DefaultConfig() Config {
 // Validate joins all faults, each beginning with its path below path.
 func (c Config) Validate(path string) error {
 	var faults []error
-	if _, err := policyByID(c); err != nil {
+	if err := CheckPolicy(c.Policy); err != nil {
 		faults = append(faults, fmt.Errorf("%s.policy: %w", path, err))
+	}
+	held := c.Policy == PolicyTTFT
+	for _, model := range slices.Sorted(maps.Keys(c.Models)) {
+		id := c.Models[model].Policy
+		held = held || id == PolicyTTFT
+		if id == "" {
+			continue
+		}
+		if err := CheckPolicy(id); err != nil {
+			faults = append(faults, fmt.Errorf("%s.models.%s.policy: %w", path, model, err))
+		}
 	}
 	if c.AttentionTokens < 1 {
 		faults = append(faults, fmt.Errorf("%s.attention_tokens: is %d; write a number of tokens above zero, such as 30000", path, c.AttentionTokens))
@@ -69,7 +91,7 @@ func (c Config) Validate(path string) error {
 		faults = append(faults, fmt.Errorf("%s.decoding_age: is %s; write a duration above zero, such as 10m", path, c.DecodingAge))
 	}
 	faults = append(faults, c.Hold.Validate(path+".hold"))
-	if c.Hold.Enabled && c.Policy != PolicyTTFT {
+	if c.Hold.Enabled && !held {
 		faults = append(faults, fmt.Errorf("%s.hold.enabled: policy %s does not know when an engine is free; set %s.policy to %s, or this to false",
 			path, c.Policy, path, PolicyTTFT))
 	}

@@ -13,6 +13,9 @@ var (
 	// ErrUnknownModel: every endpoint's models are known and none is the one
 	// asked for.
 	ErrUnknownModel = errors.New("no endpoint serves the model")
+	// ErrUnknownEndpoint: there are endpoints, but none of those that the request
+	// is restricted to.
+	ErrUnknownEndpoint = errors.New("no endpoint has an address or name that the request is restricted to")
 	// ErrModelRequired: the request names no model and more than one is served.
 	ErrModelRequired = errors.New("the request names no model and more than one is served")
 )
@@ -113,14 +116,17 @@ type Decision struct {
 	ID   string
 	Time time.Time
 	// Held is how long the request was held before.
-	Held   time.Duration
-	Model  string
+	Held  time.Duration
+	Model string
+	// Policy is the id of the one that ranked the candidates, Arm the prompt's.
 	Policy string
+	Arm    string
 	Reason Reason
 	Prompt *Prompt
 	// Pool is what held for all candidates.
 	Pool Pool
-	// shared is leadingShared of the prompt.
+	// policy is that of id Policy, shared is leadingShared of the prompt.
+	policy Policy
 	shared []Tokens
 	// Candidates are all endpoints weighed, best first by the policy. The
 	// first one is the choice.

@@ -64,19 +64,21 @@ type Held struct {
 // the result is a Held alone, and release is called once, as soon as an event or
 // Dispatch lets it go, with what Pick would have returned. release is called with
 // no lock held, by whoever told the event, and must not block. The caller must
-// call Dispatch or Cancel after MaxHold. Requests without prompt are not held.
+// call Dispatch or Cancel after MaxHold. Not held are requests without prompt,
+// those restricted to some endpoints, and those of a policy that does not know when
+// an engine is free.
 //
 // A request is held while every endpoint that would be its choice has more booked
 // than HoldConfig.Steps, given that those held before it, in the order of least
 // work, go where they would.
 func (p *Picker) Offer(id string, prompt *Prompt, release func(*Decision, error)) (*Decision, *Held, error) {
-	if !p.ledger.cfg.Hold.Enabled || prompt.Length() == 0 {
-		d, err := p.Pick(id, prompt)
-		return d, nil, err
-	}
 	d, err := p.prepare(id, prompt)
 	if err != nil {
 		return nil, nil, err
+	}
+	if !p.ledger.cfg.Hold.Enabled || prompt.Length() == 0 || prompt.Only != nil || !holds(d.Policy) {
+		d, err := p.decide(d)
+		return d, nil, err
 	}
 	h := &Held{picker: p, decision: d}
 	if err := p.ledger.offer(h, release); err != nil {
@@ -85,9 +87,13 @@ func (p *Picker) Offer(id string, prompt *Prompt, release func(*Decision, error)
 	if h.release != nil {
 		return nil, h, nil
 	}
-	d.Reason = p.reason(d)
+	d.Reason = reason(d)
 	return d, nil, nil
 }
+
+// holds reports whether a policy may hold requests: ttft, and what takes its place
+// in a simulation.
+func holds(policy string) bool { return policy == PolicyTTFT || policies[policy] == nil }
 
 // MaxHold is how long a request may be held.
 func (p *Picker) MaxHold() time.Duration { return p.ledger.cfg.Hold.Max }
@@ -144,7 +150,7 @@ func (h *Held) tell() {
 		h.release(nil, h.err)
 		return
 	}
-	h.decision.Reason = h.picker.reason(h.decision)
+	h.decision.Reason = reason(h.decision)
 	h.release(h.decision, nil)
 }
 

@@ -19,9 +19,8 @@ type Clock func() time.Time
 // One mutex guards everything in it, and the state of all its reservations. It
 // is held for a scan over the endpoints of one request, never across I/O.
 type ledger struct {
-	cfg    Config // set once
-	clock  Clock  // set once
-	policy Policy // set once
+	cfg   Config // set once
+	clock Clock  // set once
 	// rescheduled gets a value when nextRelease changed.
 	rescheduled chan struct{}
 
@@ -127,11 +126,10 @@ type Counts struct {
 	Moved uint64
 }
 
-func newLedger(cfg Config, policy Policy, clock Clock, rng *rand.Rand) *ledger {
+func newLedger(cfg Config, clock Clock, rng *rand.Rand) *ledger {
 	return &ledger{
 		cfg:         cfg,
 		clock:       clock,
-		policy:      policy,
 		rescheduled: make(chan struct{}, 1),
 		rng:         rng,
 		accounts:    make(map[EndpointID]*account),
@@ -379,7 +377,7 @@ func (l *ledger) rankLocked(d *Decision) {
 func (l *ledger) costLocked(d *Decision) {
 	pool := d.Candidates[0].account.pool
 	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep()}
-	l.policy.Rank(d.Prompt, d.Pool, d.Candidates)
+	d.policy.Rank(d.Prompt, d.Pool, d.Candidates)
 }
 
 // frontLocked puts the best n of ranked candidates first. Caller must hold mu.

@@ -9,8 +9,10 @@ import (
 // Picker joins endpoints, cache sources, policy and ledger into a decision.
 // Safe for concurrent use.
 type Picker struct {
-	policyID string       // set once
-	sources  []CacheIndex // set once
+	policyID string                 // the configured one; set once
+	policies map[string]Policy      // by id; set once
+	models   map[string]ModelConfig // set once
+	sources  []CacheIndex           // set once
 	ledger   *ledger
 
 	// endpoints is the present list; readers never write to it.
@@ -22,17 +24,22 @@ type Picker struct {
 // ids, and the longest match of any counts. The error says that cfg.Policy is
 // unknown.
 func NewPicker(cfg Config, clock Clock, rng *rand.Rand, sources ...CacheIndex) (*Picker, error) {
-	policy, err := policyByID(cfg)
-	if err != nil {
+	if err := CheckPolicy(cfg.Policy); err != nil {
 		return nil, err
 	}
-	return NewPickerWith(cfg, cfg.Policy, policy, clock, rng, sources...), nil
+	return newPicker(cfg, servicePolicies(cfg), clock, rng, sources), nil
 }
 
 // NewPickerWith is NewPicker with a policy of the caller's in place of
 // cfg.Policy; id names it in decisions.
 func NewPickerWith(cfg Config, id string, policy Policy, clock Clock, rng *rand.Rand, sources ...CacheIndex) *Picker {
-	p := &Picker{policyID: id, sources: sources, ledger: newLedger(cfg, policy, clock, rng)}
+	all := servicePolicies(cfg)
+	cfg.Policy, all[id] = id, policy
+	return newPicker(cfg, all, clock, rng, sources)
+}
+
+func newPicker(cfg Config, policies map[string]Policy, clock Clock, rng *rand.Rand, sources []CacheIndex) *Picker {
+	p := &Picker{policyID: cfg.Policy, policies: policies, models: cfg.Models, sources: sources, ledger: newLedger(cfg, clock, rng)}
 	p.endpoints.Store(new([]Endpoint))
 	return p
 }
@@ -48,17 +55,22 @@ func (p *Picker) SetEndpoints(endpoints []Endpoint) {
 func (p *Picker) Endpoints() []Endpoint { return *p.endpoints.Load() }
 
 // Pick decides for one request and books it. id must be unique. The errors
-// are ErrNoEndpoint, ErrUnknownModel and ErrModelRequired. The caller must end
-// the decision's Reservation. Cost: linear in endpoints and chunks.
+// are ErrNoEndpoint, ErrUnknownModel, ErrUnknownEndpoint and ErrModelRequired. The
+// caller must end the decision's Reservation. Cost: linear in endpoints and chunks.
 func (p *Picker) Pick(id string, prompt *Prompt) (*Decision, error) {
 	d, err := p.prepare(id, prompt)
 	if err != nil {
 		return nil, err
 	}
+	return p.decide(d)
+}
+
+// decide books what is prepared at its best endpoint.
+func (p *Picker) decide(d *Decision) (*Decision, error) {
 	if err := p.ledger.reserve(d); err != nil {
 		return nil, err
 	}
-	d.Reason = p.reason(d)
+	d.Reason = reason(d)
 	return d, nil
 }
 
@@ -71,15 +83,34 @@ func (p *Picker) prepare(id string, prompt *Prompt) (*Decision, error) {
 		return nil, err
 	}
 	shared := leadingShared(prompt)
+	policy := p.policyOf(prompt, ready)
 	return &Decision{
-		ID: id, Model: prompt.Model, Policy: p.policyID, Prompt: prompt, shared: shared,
+		ID: id, Model: prompt.Model, Policy: policy, Arm: prompt.Arm, Prompt: prompt, policy: p.policies[policy], shared: shared,
 		Candidates: p.weigh(prompt, shared, ready),
 	}, nil
+}
+
+// policyOf is the id of the policy that ranks a request: its own, else that of the
+// model by the name it asked for, else by the endpoints' own name for it, else the
+// configured one.
+func (p *Picker) policyOf(prompt *Prompt, ready []Endpoint) string {
+	for _, id := range []string{prompt.Policy, p.models[prompt.Model].Policy, p.models[ready[0].pool()].Policy} {
+		if p.policies[id] != nil {
+			return id
+		}
+	}
+	return p.policyID
 }
 
 // eligible are the endpoints that may serve the request now. Nobody may write to
 // the result: it is all, where all may.
 func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
+	if prompt.Only != nil && len(all) > 0 {
+		all = only(all, prompt.Only)
+		if len(all) == 0 {
+			return nil, ErrUnknownEndpoint
+		}
+	}
 	model := prompt.Model
 	if model == "" && prompt.Source != TokensNone && severalModels(all) {
 		return nil, ErrModelRequired
@@ -109,6 +140,17 @@ func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
 		return nil, ErrUnknownModel
 	}
 	return nil, ErrNoEndpoint
+}
+
+// only are the endpoints that have one of these addresses or names.
+func only(all []Endpoint, names []string) []Endpoint {
+	var some []Endpoint
+	for i := range all {
+		if e := &all[i]; slices.Contains(names, e.Address) || slices.Contains(names, e.Name) {
+			some = append(some, *e)
+		}
+	}
+	return some
 }
 
 // severalModels reports whether a request that names no model could mean more
@@ -176,7 +218,8 @@ func longest(a, b []Match) []Match {
 	return a
 }
 
-func (p *Picker) reason(d *Decision) Reason {
+// reason says why the choice is the best candidate, in the words of its policy.
+func reason(d *Decision) Reason {
 	choice := &d.Candidates[0]
 	most, least := choice.Cached, choice.Cached
 	for i := range d.Candidates {
@@ -185,9 +228,9 @@ func (p *Picker) reason(d *Decision) Reason {
 	switch {
 	case len(d.Candidates) == 1:
 		return ReasonOnly
-	case p.policyID == PolicyRoundRobin:
+	case d.Policy == PolicyRoundRobin:
 		return ReasonTurn
-	case len(d.Prompt.Sequences) == 0, p.policyID == PolicyLeastLoad, p.policyID == PolicyQPS:
+	case len(d.Prompt.Sequences) == 0, d.Policy == PolicyLeastLoad, d.Policy == PolicyQPS:
 		return ReasonLoad
 	case choice.Cached < most:
 		return ReasonSpread

@@ -53,11 +53,21 @@ func PolicyIDs() []string {
 	return ids
 }
 
-func policyByID(cfg Config) (Policy, error) {
-	if make, ok := policies[cfg.Policy]; ok {
-		return make(cfg), nil
+// servicePolicies are all of them, as configured.
+func servicePolicies(cfg Config) map[string]Policy {
+	all := make(map[string]Policy, len(policies))
+	for id, make := range policies {
+		all[id] = make(cfg)
 	}
-	return nil, fmt.Errorf("unknown policy %q; write one of %s", cfg.Policy, strings.Join(PolicyIDs(), ", "))
+	return all
+}
+
+// CheckPolicy says of an id that is no policy's which there are.
+func CheckPolicy(id string) error {
+	if policies[id] == nil {
+		return fmt.Errorf("unknown policy %q; write one of %s", id, strings.Join(PolicyIDs(), ", "))
+	}
+	return nil
 }
 
 // ttft sends a request where its first token comes soonest, with regard to those

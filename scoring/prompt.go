@@ -32,6 +32,19 @@ type Prompt struct {
 	// Received is when the first part of the request came; zero: not known. The
 	// choice does not depend on it.
 	Received time.Time
+	// Policy is the id of the policy that ranks this request; empty: its model's,
+	// else the configured one. It must be one of PolicyIDs; any other counts as
+	// empty.
+	Policy string
+	// Session is the value of the session key: requests with the same one belong
+	// together. Empty: none was sent.
+	Session string
+	// Arm labels the part of the traffic that the request is counted with; empty:
+	// none. The choice does not depend on it.
+	Arm string
+	// Only restricts the choice to endpoints with one of these addresses or names;
+	// nil: any.
+	Only []string
 }
 
 // Sequence is one prompt of a request.

@@ -101,10 +101,14 @@ func (s *scenario) run(verb string, args []string) {
 	switch verb {
 	case "policy":
 		cfg := DefaultConfig()
-		cfg.Policy = args[0]
+		cfg.Policy, cfg.Models = args[0], make(map[string]ModelConfig)
 		s.policy = args[0]
 		for _, arg := range args[1:] {
 			key, value, _ := strings.Cut(arg, "=")
+			if model, ok := strings.CutPrefix(key, "model:"); ok {
+				cfg.Models[model] = ModelConfig{Policy: value}
+				continue
+			}
 			switch key {
 			case "kvaware_threshold":
 				cfg.KVAwareThreshold = Tokens(s.number(value))
@@ -280,7 +284,8 @@ func (s *scenario) engine(name string, args []string) {
 }
 
 // route takes tokens=N[,N...] own=N (tokens of this request alone, behind each of
-// the former) model=M salt=S n=N xTIMES plain nocache none.
+// the former) model=M salt=S n=N policy=ID session=S arm=A only=NAME[,NAME...] xTIMES
+// plain nocache none.
 func (s *scenario) route(args []string) {
 	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "x") }); i >= 0 {
 		for range s.number(args[i][1:]) {
@@ -315,6 +320,14 @@ func (s *scenario) route(args []string) {
 			prompt.Salt = value
 		case "model":
 			prompt.Model = value
+		case "policy":
+			prompt.Policy = value
+		case "session":
+			prompt.Session = value
+		case "arm":
+			prompt.Arm = value
+		case "only":
+			prompt.Only = strings.Split(value, ",")
 		case "n":
 			copies = s.number(value)
 		case "plain":
@@ -352,7 +365,7 @@ func (s *scenario) decided(id string, d *Decision, err error) {
 	lines := make(map[string]string)
 	for i, c := range d.Candidates {
 		line := fmt.Sprintf("%s  cached=%d work=%.0f queued=%.0f", c.Endpoint.Name, c.Cached, c.Area, c.QueuedArea)
-		switch s.policy {
+		switch d.Policy {
 		case PolicyTTFT:
 			line = s.seconds(&c)
 		case PolicyKVAware, PolicyQPS, PolicyLeastLoad:
@@ -360,6 +373,12 @@ func (s *scenario) decided(id string, d *Decision, err error) {
 		}
 		if i == 0 {
 			line += fmt.Sprintf("  <- %s", d.Reason)
+			if d.Policy != s.policy {
+				line += " by " + d.Policy
+			}
+			if d.Arm != "" {
+				line += " in " + d.Arm
+			}
 			if d.Held > 0 {
 				line += fmt.Sprintf(", held %s", d.Held)
 			}
