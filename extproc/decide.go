@@ -36,6 +36,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		if err := st.send(refuse(st.wording(fault), fault.Status, details)); err != nil {
 			return err
 		}
+		st.traced(nil, err)
 		return errDone
 	}
 	if d != nil {
@@ -50,6 +51,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 	if st.booking != nil && !st.headersWait {
 		st.booking.Sent()
 	}
+	st.traced(d, nil)
 	return nil
 }
 

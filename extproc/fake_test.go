@@ -200,11 +200,24 @@ func (f *fixture) open(t *testing.T, request, response filterv3.ProcessingMode_B
 	return c
 }
 
+// openAs is open with a context of the client's call, and no response.
+func (f *fixture) openAs(t *testing.T, call func(context.Context) context.Context, request filterv3.ProcessingMode_BodySendMode) *client {
+	t.Helper()
+	c := f.begin(t, call)
+	c.first = &extprocv3.ProcessingRequest{ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: request}}
+	return c
+}
+
 // openUndeclared begins a stream of a client that sends no protocol_config.
 func (f *fixture) openUndeclared(t *testing.T) *client {
 	t.Helper()
+	return f.begin(t, func(ctx context.Context) context.Context { return ctx })
+}
+
+func (f *fixture) begin(t *testing.T, call func(context.Context) context.Context) *client {
+	t.Helper()
 	c := &client{in: make(chan *extprocv3.ProcessingRequest), done: make(chan struct{}), end: errCancelled}
-	c.ctx, c.hangUp = context.WithCancel(t.Context())
+	c.ctx, c.hangUp = context.WithCancel(call(t.Context()))
 	go func() {
 		defer close(c.done)
 		c.err = f.process(c)

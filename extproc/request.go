@@ -15,6 +15,7 @@ type head struct {
 	method, path                 string
 	contentType, contentEncoding string
 	contentLength                int
+	traceparent, tracestate      string
 	seen                         bool // headers were sent to us
 }
 
@@ -148,6 +149,10 @@ func (h *head) readHeaders(headers *corev3.HeaderMap) {
 			h.contentType = value
 		case "content-encoding":
 			h.contentEncoding = value
+		case "traceparent":
+			h.traceparent = value
+		case "tracestate":
+			h.tracestate = value
 		case "content-length":
 			if n, err := strconv.Atoi(value); err == nil && n > 0 {
 				h.contentLength = n

@@ -14,6 +14,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -60,6 +61,8 @@ type Deps struct {
 	// Probe is called with the address of an endpoint that Envoy could not
 	// reach or had to leave for another. It must not block. It may be nil.
 	Probe func(address string)
+	// Tracer makes a span of each decision; nil: none is made.
+	Tracer trace.Tracer
 }
 
 // Server serves Envoy's external processor, its access log service and gRPC
@@ -75,6 +78,7 @@ type Server struct {
 	ask      func(context.Context, *scoring.Prompt) func()
 	observer Observer
 	probe    func(address string)
+	tracer   trace.Tracer
 	metrics  *Metrics
 	log      *slog.Logger
 	replies  replies
@@ -105,6 +109,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		ask:      deps.Ask,
 		observer: deps.Observer,
 		probe:    deps.Probe,
+		tracer:   deps.Tracer,
 		metrics:  deps.Metrics,
 		log:      deps.Log,
 		replies:  newReplies(cfg),

@@ -45,6 +45,7 @@ var arrows = []arrow{
 	{"fidelity", []string{"scoring", "counters"}, "sources are held to what was routed and what engines count; which sources there are is not its business"},
 	{"counters", []string{"scoring"}, "what engines count of themselves; how they are called is handed to it"},
 	{"state", []string{"scoring"}, "what was learnt, in a file; who learns and who uses it is wired elsewhere"},
+	{"tracing", nil, "where spans go; who makes them is not its business"},
 	{"certificate", nil, "how a port speaks TLS, whatever it serves"},
 	{"hub", nil, "files of a model, whoever wants them"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},

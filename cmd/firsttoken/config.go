@@ -29,6 +29,7 @@ import (
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 	"github.com/firsttoken/firsttoken/state"
+	"github.com/firsttoken/firsttoken/tracing"
 )
 
 // config is the service's whole configuration: one section for each part, as
@@ -64,6 +65,8 @@ type config struct {
 	XDS xds.Config `yaml:"xds"`
 	// State sets where what was learnt of the engines' speed outlives a restart.
 	State state.Config `yaml:"state"`
+	// Tracing sends a span of each decision to an OpenTelemetry collector.
+	Tracing tracing.Config `yaml:"tracing"`
 }
 
 func defaultConfig() config {
@@ -80,6 +83,7 @@ func defaultConfig() config {
 		Memory:    routed.DefaultConfig(),
 		XDS:       xds.DefaultConfig(),
 		State:     state.DefaultConfig(),
+		Tracing:   tracing.DefaultConfig(),
 	}
 }
 
@@ -142,6 +146,7 @@ func (c config) validate() error {
 		c.Memory.Validate("memory"),
 		c.validateXDS(),
 		c.State.Validate("state"),
+		c.Tracing.Validate("tracing"),
 	}
 	if most := c.Server.MaxMessageTimeout - envoy.HoldMargin; c.Scoring.Hold.Enabled && c.Scoring.Hold.Max > most && c.Server.MaxMessageTimeout > 0 {
 		faults = append(faults, fmt.Errorf("scoring.hold.max: is %s, but Envoy waits no longer than server.max_message_timeout (%s), %s of it for the way back: "+

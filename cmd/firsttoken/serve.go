@@ -31,6 +31,7 @@ import (
 	"github.com/firsttoken/firsttoken/routed"
 	"github.com/firsttoken/firsttoken/scoring"
 	"github.com/firsttoken/firsttoken/state"
+	"github.com/firsttoken/firsttoken/tracing"
 )
 
 // newServeCommand makes "firsttoken serve": the service itself.
@@ -103,6 +104,8 @@ type service struct {
 	admin   *admin
 	// reloader follows the configuration file; nil where there is none.
 	reloader *reloader
+	// spans is nil where nothing is traced.
+	spans *tracing.Provider
 
 	adminListener, serverListener net.Listener
 	// serverTLS is nil where Envoy speaks with us without TLS.
@@ -193,6 +196,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	s.ids = prompt.NewIDCheck(s.encoder, options, registry)
+	if s.spans, err = tracing.New(ctx, cfg.Tracing, version(), log); err != nil {
+		return nil, err
+	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
 	s.observe = observers{journal, s.checker, s.memory}
 	if s.events != nil {
@@ -209,6 +215,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Log:      log,
 		Observer: s.observe,
 		Probe:    s.watcher.ProbeNow,
+		Tracer:   s.spans.Tracer(),
 	})
 	s.admin = &admin{registry: registry, journal: journal, status: s.status, log: log}
 	if s.source != nil {
@@ -479,4 +486,12 @@ func (s *service) close() {
 	if s.encoder != nil {
 		s.encoder.Close()
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), spansTimeout)
+	defer cancel()
+	if err := s.spans.Close(ctx); err != nil {
+		s.log.Warn("stopping", "error", err)
+	}
 }
+
+// spansTimeout bounds the wait for a collector when the service ends.
+const spansTimeout = 2 * time.Second
