@@ -56,8 +56,16 @@ SCALE ?= 1
 experiments: build .tools/envoy ## two experiments on Envoy, all policies in turn (RUNS=3 SCALE=1: three quarters of an hour); writes docs/experiments
 	@bin/firsttoken experiments --envoy .tools/envoy --runs $(RUNS) --scale $(SCALE) --out docs/experiments
 
+# The whole of what the service costs is measured in a quarter of an hour; a
+# smaller SCALE is quicker and less exact.
+.PHONY: bench-envoy
+bench-envoy: TOKENIZER = $(or $(wildcard $(or $(SHARED),../shared)/tokenizers/qwen2.5),test/tokenizer)
+bench-envoy: build .tools/envoy .tools/stamp/proxies ## requests per second and CPU beside plain Envoy and Python proxies (SCALE=1: a quarter of an hour); writes docs/benchmarks.md
+	@$(WITH_NATIVE) FIRSTTOKEN_BENCHMARKS=$(CURDIR)/docs/benchmarks.md SCALE=$(SCALE) TOKENIZER=$(abspath $(TOKENIZER)) \
+		go test -count=1 -timeout 90m -v -run TestBenchmarks ./test/overhead
+
 .PHONY: test
-test: .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
+test: build .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
 	@go test -count=1 -run='^TestMD1$$' ./simulator/replay
@@ -156,6 +164,11 @@ vuln: .tools/stamp/libzmq .tools/govulncheck-$(GOVULNCHECK_VERSION) ## look for 
 .tools/stamp/kvevents: test/kvevents/setup.sh
 	@mkdir -p $(@D)
 	@test/kvevents/setup.sh
+	@touch $@
+
+.tools/stamp/proxies: test/overhead/setup.sh test/overhead/requirements.txt
+	@mkdir -p $(@D)
+	@test/overhead/setup.sh
 	@touch $@
 
 .tools/stamp/vllm: test/vllm/setup.sh test/vllm/requirements.txt
