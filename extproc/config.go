@@ -35,6 +35,11 @@ type Config struct {
 	// destination header, for Envoy to retry on: 0 to 2. Set it to 0 for
 	// gateways that read one address only, such as agentgateway.
 	Fallbacks int `yaml:"fallbacks"`
+	// SessionKey names the request header that says to which session or user a
+	// request belongs, such as x-user-id; where the header is missing, the member of
+	// that name of the JSON body does. The first 256 bytes count. Empty: requests
+	// have no sessions.
+	SessionKey string `yaml:"session_key"`
 	// DestinationHeader tells the choice in the request header
 	// x-gateway-destination-endpoint.
 	DestinationHeader bool `yaml:"destination_header"`
@@ -111,6 +116,9 @@ func (c Config) Validate(path string) error {
 	}
 	if c.Fallbacks < 0 || c.Fallbacks > maxFallbacks {
 		fault("fallbacks", "is %d; write 0 to %d", c.Fallbacks, maxFallbacks)
+	}
+	if err := validateSessionKey(c.SessionKey); err != nil {
+		fault("session_key", "%v", err)
 	}
 	if !c.DestinationHeader && !c.DestinationMetadata && !c.ClusterHeader {
 		fault("destination_header", "no way to tell Envoy the choice is on; set destination_header, destination_metadata or cluster_header to true")

@@ -24,6 +24,8 @@ func TestConfigFaults(t *testing.T) {
 		{func(c *Config) { c.Fallbacks = 3 }, "server.fallbacks: is 3"},
 		{func(c *Config) { c.Fallbacks = -1 }, "server.fallbacks: is -1"},
 		{func(c *Config) { c.DestinationHeader, c.DestinationMetadata, c.ClusterHeader = false, false, false }, "server.destination_header: no way"},
+		{func(c *Config) { c.SessionKey = "x user" }, `server.session_key: "x user" is no name of a header`},
+		{func(c *Config) { c.SessionKey = ":path" }, `server.session_key: ":path" is no name of a header`},
 		{func(c *Config) { c.DrainDelay = -1 }, "server.drain_delay: is -1ns"},
 		{func(c *Config) { c.DrainTimeout = 0 }, "server.drain_timeout: is 0s"},
 		{func(c *Config) { c.DecisionLogs = -1 }, "server.decision_logs_per_second: is -1"},

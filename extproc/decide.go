@@ -82,6 +82,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 		st.metrics.stage(stageEncode, time.Since(received))
 	}
 	st.model, p.Received = p.Model, st.began
+	st.tellSession(p)
 	d, err := st.pick(ctx, p)
 	if gone := st.conn.Context().Err(); gone != nil && d == nil {
 		return nil, gone
@@ -181,6 +182,7 @@ func (st *stream) tokens(ctx context.Context) (*scoring.Prompt, error) {
 		Path:            st.head.path,
 		ContentType:     st.head.contentType,
 		ContentEncoding: st.head.contentEncoding,
+		SessionKey:      st.cfg.SessionKey,
 		Body:            st.body, // not written to from here on
 	}
 	go func() { // ends with the encoder, which may outlive the stream

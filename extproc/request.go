@@ -16,7 +16,8 @@ type head struct {
 	contentType, contentEncoding string
 	contentLength                int
 	traceparent, tracestate      string
-	seen                         bool // headers were sent to us
+	session                      string // the session key's header
+	seen                         bool   // headers were sent to us
 }
 
 // maxAhead is the most memory set aside for a body before it comes: a client
@@ -31,7 +32,7 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 		return st.send(pass(requestHeaders)) // out of order; answered, not read
 	}
 	st.head.seen = true
-	st.head.readHeaders(h.GetHeaders())
+	st.head.readHeaders(h.GetHeaders(), st.cfg.SessionKey)
 	st.head.readAttributes(msg)
 	switch {
 	case h.GetEndOfStream() || st.dialect.request.leavesAtHeaders():
@@ -136,10 +137,13 @@ func (st *stream) sendChunks(p part, body []byte, end bool) error {
 }
 
 // readHeaders keeps what the choice needs. Nothing else of a client's headers
-// is looked at, its Authorization least of all.
-func (h *head) readHeaders(headers *corev3.HeaderMap) {
+// is looked at, its Authorization least of all. session is the session key.
+func (h *head) readHeaders(headers *corev3.HeaderMap, session string) {
 	for _, kv := range headers.GetHeaders() {
 		value := headerValue(kv)
+		if session != "" && strings.EqualFold(kv.GetKey(), session) {
+			h.session = value
+		}
 		switch strings.ToLower(kv.GetKey()) {
 		case ":method":
 			h.method = value

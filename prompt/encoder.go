@@ -251,6 +251,9 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 	}
 	f := readFields(d.root())
 	p := &scoring.Prompt{Source: scoring.TokensNone}
+	if r.SessionKey != "" {
+		p.Session = sessionOf(d.root().get(r.SessionKey))
+	}
 	if f.model.kind() == kindString {
 		p.Model = strings.Clone(f.model.str())
 	}

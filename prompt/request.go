@@ -19,7 +19,10 @@ type Request struct {
 	ContentType string
 	// ContentEncoding is the header's value. A body that has one is not read.
 	ContentEncoding string
-	Body            []byte
+	// SessionKey names the member of the body that becomes Prompt.Session; empty:
+	// none does.
+	SessionKey string
+	Body       []byte
 }
 
 // RequestError is a fault of the request, in the shape of vLLM's own answer.

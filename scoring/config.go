@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -13,8 +14,11 @@ type Config struct {
 	// Policy chooses the endpoint: ttft sends a request where its first token comes
 	// soonest, with regard to those behind it, by what first tokens taught of the
 	// engines' speed; trapezoid where queued plus own prefill work is least;
-	// kvaware where most of it is cached; leastload where fewest are in flight; qps
-	// where fewest were sent in the last minute; roundrobin takes turns.
+	// kvaware where most of it is cached; loadaware where what is cached outweighs
+	// the load; prefixaware where most of it was sent before; session where its
+	// session is at home (server.session_key); leastload where fewest are in flight;
+	// qps where fewest were sent in the last minute; roundrobin takes turns; random
+	// draws.
 	Policy string `yaml:"policy"`
 	// Models are settings for some models alone, by the name that clients ask for or
 	// the engine's own.
@@ -35,6 +39,14 @@ type Config struct {
 	// KVAwareThreshold is how many tokens of a prompt a match may leave out to count
 	// for kvaware; 0: any match counts.
 	KVAwareThreshold Tokens `yaml:"kvaware_threshold"`
+	// LoadAwareBeta is how many prompts' worth of cached tokens loadaware gives for an
+	// endpoint that has as much again in flight as the mean; 0: the load is of no
+	// account.
+	LoadAwareBeta float64 `yaml:"loadaware_beta"`
+	// PrefixAwareMinMatch is how many leading tokens must have been sent to an
+	// endpoint before for prefixaware to go by it, in blocks of 64; 0: any, and a
+	// prompt that was sent nowhere goes anywhere.
+	PrefixAwareMinMatch Tokens `yaml:"prefixaware_min_match"`
 	// Hold lets requests wait here, the shortest first, while engines are busy.
 	Hold HoldConfig `yaml:"hold"`
 	// DecodingAge is how long a request past its first token is kept on the books
@@ -56,6 +68,7 @@ func DefaultConfig() Config {
 		BatchTokens:      8192,
 		KVRoom:           true,
 		KVAwareThreshold: 2000,
+		LoadAwareBeta:    1,
 		Hold:             DefaultHoldConfig(),
 		DecodingAge:      10 * time.Minute,
 	}
@@ -86,6 +99,12 @@ func (c Config) Validate(path string) error {
 	}
 	if c.KVAwareThreshold < 0 {
 		faults = append(faults, fmt.Errorf("%s.kvaware_threshold: is %d; write a number of tokens, or 0 where any match counts", path, c.KVAwareThreshold))
+	}
+	if !(c.LoadAwareBeta >= 0) || math.IsInf(c.LoadAwareBeta, 1) { // nor NaN
+		faults = append(faults, fmt.Errorf("%s.loadaware_beta: is %g; write 0 or more, such as 1", path, c.LoadAwareBeta))
+	}
+	if c.PrefixAwareMinMatch < 0 {
+		faults = append(faults, fmt.Errorf("%s.prefixaware_min_match: is %d; write a number of tokens, or 0 where any match counts", path, c.PrefixAwareMinMatch))
 	}
 	if c.DecodingAge <= 0 {
 		faults = append(faults, fmt.Errorf("%s.decoding_age: is %s; write a duration above zero, such as 10m", path, c.DecodingAge))

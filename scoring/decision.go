@@ -40,6 +40,9 @@ type Candidate struct {
 	// there bring, Remote how many of Cached have to come from another engine.
 	Optimistic Tokens
 	Remote     Tokens
+	// Routed is the number of prompt tokens that were sent there before, in whole
+	// blocks and as far as that is remembered; 0 where the policy does not ask.
+	Routed Tokens
 	// Area is this request's own prefill work there in the trapezoid's unit,
 	// QueuedArea the work booked there and not yet seen finished.
 	Area       Work
@@ -83,6 +86,8 @@ type Candidate struct {
 	// there bring; nil: none. root is the chains' root there.
 	optimistic []Tokens
 	root       uint64
+	// routed is what was sent there before of each sequence; nil: nobody asked.
+	routed []Tokens
 	// account is the endpoint's, as long as it is not gone.
 	account *account
 }
@@ -96,6 +101,13 @@ const (
 	ReasonOnly Reason = "only"
 	// ReasonTurn: the policy does not weigh; it was this endpoint's turn.
 	ReasonTurn Reason = "turn"
+	// ReasonChance: it was drawn.
+	ReasonChance Reason = "chance"
+	// ReasonSession: it is the endpoint of the request's session.
+	ReasonSession Reason = "session"
+	// ReasonShort: of what is cached, or was sent before, no endpoint has enough for
+	// the policy to go by; chosen by the session, else by the load.
+	ReasonShort Reason = "short"
 	// ReasonCached: it holds more of the prompt than any other and won by it.
 	ReasonCached Reason = "cached"
 	// ReasonSpread: another endpoint holds more of the prompt, but has so much

@@ -337,6 +337,7 @@ func (l *ledger) weighLocked(d *Decision, c *Candidate) {
 		c.KVWait = a.waitForRoom(at.held, d.Prompt.Length())
 	}
 	c.Load, c.Work, c.Optimistic = 0, 0, 0
+	c.Routed = c.routedBefore()
 	if len(d.Prompt.Sequences) > 0 {
 		area, uncached := c.Area, c.Uncached
 		if c.optimistic != nil {
@@ -350,6 +351,19 @@ func (l *ledger) weighLocked(d *Decision, c *Candidate) {
 		c.Work = seconds(s, o, c.equivalents, c.steps) + c.Load
 	}
 	c.Estimate = exact(c.Backlog + c.KVWait + c.Work + a.pool.late)
+}
+
+// routedBefore is how much of the prompt was sent to the candidate before, requests
+// under way among it. A source may leave out the end of a block, because engines
+// do.
+func (c *Candidate) routedBefore() (n Tokens) {
+	for s, before := range c.routed {
+		if c.optimistic != nil {
+			before = max(before, c.optimistic[s])
+		}
+		n += (before + chainBlock - 1) / chainBlock * chainBlock
+	}
+	return n
 }
 
 // slowEnough: a tier counts as slow when loading a token from it takes at least

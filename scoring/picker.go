@@ -14,6 +14,9 @@ type Picker struct {
 	models   map[string]ModelConfig // set once
 	sources  []CacheIndex           // set once
 	ledger   *ledger
+	// routed tells what was sent where; nil: what is cached stands in. Set before
+	// the first Pick.
+	routed CacheIndex
 
 	// endpoints is the present list; readers never write to it.
 	endpoints atomic.Pointer[[]Endpoint]
@@ -43,6 +46,11 @@ func newPicker(cfg Config, policies map[string]Policy, clock Clock, rng *rand.Ra
 	p.endpoints.Store(new([]Endpoint))
 	return p
 }
+
+// RememberBy has prefixaware ask source how much of a prompt was sent to each
+// endpoint before; without it, that is taken to be what is cached there. Call it
+// before the first Pick.
+func (p *Picker) RememberBy(source CacheIndex) { p.routed = source }
 
 // SetEndpoints publishes the endpoints of now, all of them. Bookings of those
 // that are gone are released. The caller must not change the slice afterwards.
@@ -84,10 +92,33 @@ func (p *Picker) prepare(id string, prompt *Prompt) (*Decision, error) {
 	}
 	shared := leadingShared(prompt)
 	policy := p.policyOf(prompt, ready)
-	return &Decision{
+	d := &Decision{
 		ID: id, Model: prompt.Model, Policy: policy, Arm: prompt.Arm, Prompt: prompt, policy: p.policies[policy], shared: shared,
 		Candidates: p.weigh(prompt, shared, ready),
-	}, nil
+	}
+	if policy == PolicyPrefix {
+		p.recall(d, ready)
+	}
+	return d, nil
+}
+
+// recall fills in how much of the prompt was sent to each candidate before.
+func (p *Picker) recall(d *Decision, endpoints []Endpoint) {
+	var rows [][]Match
+	if p.routed != nil && hasTokenIDs(d.Prompt) {
+		rows = p.routed.Match(d.Prompt, endpoints)
+	}
+	for i := range d.Candidates {
+		c := &d.Candidates[i]
+		row := c.Matches
+		if rows != nil {
+			row = rows[i]
+		}
+		c.routed = make([]Tokens, len(d.Prompt.Sequences))
+		for s := range min(len(row), len(c.routed)) {
+			c.routed[s] = row[s].Cached
+		}
+	}
 }
 
 // policyOf is the id of the policy that ranks a request: its own, else that of the
@@ -220,17 +251,25 @@ func longest(a, b []Match) []Match {
 
 // reason says why the choice is the best candidate, in the words of its policy.
 func reason(d *Decision) Reason {
+	if len(d.Candidates) == 1 {
+		return ReasonOnly
+	}
+	if policy, ok := d.policy.(explainer); ok {
+		return policy.explain(d)
+	}
+	return weighed(d)
+}
+
+// weighed says what a policy that weighs what is cached against what is queued
+// found.
+func weighed(d *Decision) Reason {
 	choice := &d.Candidates[0]
 	most, least := choice.Cached, choice.Cached
 	for i := range d.Candidates {
 		most, least = max(most, d.Candidates[i].Cached), min(least, d.Candidates[i].Cached)
 	}
 	switch {
-	case len(d.Candidates) == 1:
-		return ReasonOnly
-	case d.Policy == PolicyRoundRobin:
-		return ReasonTurn
-	case len(d.Prompt.Sequences) == 0, d.Policy == PolicyLeastLoad, d.Policy == PolicyQPS:
+	case len(d.Prompt.Sequences) == 0:
 		return ReasonLoad
 	case choice.Cached < most:
 		return ReasonSpread

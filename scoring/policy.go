@@ -16,6 +16,12 @@ type Policy interface {
 	Rank(p *Prompt, pool Pool, candidates []Candidate)
 }
 
+// explainer is a policy with words of its own for why it chose as it did. The
+// decision is as it was ranked, best candidate first.
+type explainer interface {
+	explain(d *Decision) Reason
+}
+
 // Pool is what holds for all candidates of a request.
 type Pool struct {
 	// Kappa is how many seconds each second of own work costs those behind.
@@ -32,6 +38,10 @@ const (
 	PolicyLeastLoad  = "leastload"
 	PolicyQPS        = "qps"
 	PolicyKVAware    = "kvaware"
+	PolicyLoadAware  = "loadaware"
+	PolicyPrefix     = "prefixaware"
+	PolicySession    = "session"
+	PolicyRandom     = "random"
 )
 
 var policies = map[string]func(Config) Policy{
@@ -41,6 +51,10 @@ var policies = map[string]func(Config) Policy{
 	PolicyLeastLoad:  func(Config) Policy { return leastLoad{} },
 	PolicyQPS:        func(Config) Policy { return leastRate{} },
 	PolicyKVAware:    func(c Config) Policy { return kvAware{c.KVAwareThreshold} },
+	PolicyLoadAware:  func(c Config) Policy { return loadAware{c.LoadAwareBeta} },
+	PolicyPrefix:     func(c Config) Policy { return prefixAware{c.PrefixAwareMinMatch} },
+	PolicySession:    func(Config) Policy { return session{} },
+	PolicyRandom:     func(Config) Policy { return random{} },
 }
 
 // PolicyIDs are the known policy ids, sorted.
@@ -120,6 +134,19 @@ func (roundRobin) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
 	}
 }
 
+func (roundRobin) explain(*Decision) Reason { return ReasonTurn }
+
+// random leaves it to chance.
+type random struct{}
+
+func (random) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
+	for i := range candidates {
+		candidates[i].Cost, candidates[i].Tie = 0, 0
+	}
+}
+
+func (random) explain(*Decision) Reason { return ReasonChance }
+
 // leastLoad sends a request where fewest are in flight.
 type leastLoad struct{}
 
@@ -129,6 +156,8 @@ func (leastLoad) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
 		c.Cost, c.Tie = float64(c.Waiting+c.Decoding), 0
 	}
 }
+
+func (leastLoad) explain(*Decision) Reason { return ReasonLoad }
 
 // leastRate sends a request where fewest were sent in the last minute, as
 // production-stack's router does where no policy of its has a preference.
@@ -140,23 +169,4 @@ func (leastRate) Rank(_ *Prompt, _ Pool, candidates []Candidate) {
 	}
 }
 
-// kvAware sends a request where most of it is cached, if all but threshold of its
-// tokens are, else as leastRate does: production-stack's policy of that name, in
-// its later form, in which the longest match wins. A threshold of 0 is none: any
-// match wins. As there (max over what the lookup lists, in its order) the first of
-// equals wins, always the same: what all share draws all to one engine.
-type kvAware struct{ threshold Tokens }
-
-func (k kvAware) Rank(p *Prompt, pool Pool, candidates []Candidate) {
-	var most Tokens
-	for i := range candidates {
-		most = max(most, candidates[i].Cached)
-	}
-	if most == 0 || (k.threshold > 0 && most < p.Length()-k.threshold) {
-		leastRate{}.Rank(p, pool, candidates)
-		return
-	}
-	for i := range candidates {
-		candidates[i].Cost, candidates[i].Tie = -float64(candidates[i].Cached), float64(candidates[i].Endpoint.ID)
-	}
-}
+func (leastRate) explain(*Decision) Reason { return ReasonLoad }

@@ -47,6 +47,7 @@ type scenario struct {
 	t         *testing.T
 	picker    *Picker
 	cached    map[string]Match // nil: no source knows anything
+	sent      map[string]Match // what prefixaware remembers besides requests under way
 	endpoints []Endpoint
 	nextID    EndpointID
 	now       time.Time
@@ -61,13 +62,15 @@ type scenario struct {
 	out       strings.Builder
 }
 
-// Match makes the scenario the Picker's only cache source.
-func (s *scenario) Match(p *Prompt, endpoints []Endpoint) [][]Match {
+// told is a cache source that is told what to say, by name.
+type told struct{ of *map[string]Match }
+
+func (s told) Match(p *Prompt, endpoints []Endpoint) [][]Match {
 	rows := make([][]Match, len(endpoints))
 	for i, e := range endpoints {
-		if cached, ok := s.cached[e.Name]; ok {
+		if m, ok := (*s.of)[e.Name]; ok {
 			for range p.Sequences {
-				rows[i] = append(rows[i], cached)
+				rows[i] = append(rows[i], m)
 			}
 		}
 	}
@@ -112,6 +115,14 @@ func (s *scenario) run(verb string, args []string) {
 			switch key {
 			case "kvaware_threshold":
 				cfg.KVAwareThreshold = Tokens(s.number(value))
+			case "loadaware_beta":
+				beta, err := strconv.ParseFloat(value, 64)
+				if err != nil {
+					s.t.Fatal(err)
+				}
+				cfg.LoadAwareBeta = beta
+			case "prefixaware_min_match":
+				cfg.PrefixAwareMinMatch = Tokens(s.number(value))
 			case "fit_per_kind":
 				cfg.FitPerKind = true
 			case "no_kv_room":
@@ -122,11 +133,13 @@ func (s *scenario) run(verb string, args []string) {
 				s.t.Fatalf("policy: unknown argument %q", arg)
 			}
 		}
-		picker, err := NewPicker(cfg, func() time.Time { return s.now }, rand.New(rand.NewPCG(1, 2)), s)
+		picker, err := NewPicker(cfg, func() time.Time { return s.now }, rand.New(rand.NewPCG(1, 2)), told{&s.cached})
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		s.picker = picker
+		s.picker.RememberBy(told{&s.sent})
+		s.endpoints, s.cached, s.sent = nil, nil, nil
 	case "model":
 		s.models = append([]string(nil), args...)
 	case "adapters":
@@ -162,6 +175,12 @@ func (s *scenario) run(verb string, args []string) {
 				m.Spans = append(m.Spans, Span{End: m.Cached, SecondsPerToken: seconds, Remote: remote})
 			}
 			s.cached[name] = m
+		}
+	case "sent_before":
+		s.sent = make(map[string]Match)
+		for _, arg := range args {
+			name, n, _ := strings.Cut(arg, "=")
+			s.sent[name] = Match{Cached: Tokens(s.number(n))}
 		}
 	case "route":
 		s.route(args)
@@ -368,8 +387,12 @@ func (s *scenario) decided(id string, d *Decision, err error) {
 		switch d.Policy {
 		case PolicyTTFT:
 			line = s.seconds(&c)
-		case PolicyKVAware, PolicyQPS, PolicyLeastLoad:
+		case PolicyKVAware, PolicyQPS, PolicyLeastLoad, PolicySession, PolicyRandom:
 			line = fmt.Sprintf("%s  cached=%d in_flight=%d rate=%.3f", c.Endpoint.Name, c.Cached, c.Waiting+c.Decoding, c.Rate)
+		case PolicyPrefix:
+			line = fmt.Sprintf("%s  routed=%d rate=%.3f", c.Endpoint.Name, c.Routed, c.Rate)
+		case PolicyLoadAware:
+			line = fmt.Sprintf("%s  cached=%d in_flight=%d rate=%.3f cost=%.4g", c.Endpoint.Name, c.Cached, c.Waiting+c.Decoding, c.Rate, c.Cost)
 		}
 		if i == 0 {
 			line += fmt.Sprintf("  <- %s", d.Reason)

@@ -165,6 +165,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	if s.keeper = state.New(cfg.State, log, registry); s.keeper != nil {
 		s.keeper.Load(s.picker.Restore)
 	}
+	s.picker.RememberBy(s.memory)
 	registry.MustRegister(newLedgerCollector(s.picker), newMemoryCollector(s.picker.Endpoints, s.memory))
 	if s.source != nil {
 		registry.MustRegister(newCacheCollector(s.picker.Endpoints, s.source, s.controller))
