@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	rulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
@@ -15,7 +14,6 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	alsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -109,20 +107,26 @@ func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
 		RouteSpecifier:                &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: c.routes()},
 		// Engines take HTTP/1.0, and proxies in front of this one still speak it.
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "engines"},
-		HttpFilters: []*hcmv3.HttpFilter{
-			{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
-			routerFilter(),
-		},
+		HttpFilters:         c.filters(),
 		// A websocket has no body that ends, for which the service would be
 		// waited for: it goes to the engine with the fewest requests.
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{
 			UpgradeType: "websocket", Filters: []*hcmv3.HttpFilter{routerFilter()},
 		}},
-		AccessLog: []*accesslogv3.AccessLog{{
-			Name:       "envoy.access_loggers.http_grpc",
-			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(accessLogService())},
-		}},
+		AccessLog: c.accessLogs(),
 	}
+}
+
+// filters are those that every request passes, in their order.
+func (c Config) filters() []*hcmv3.HttpFilter {
+	list := []*hcmv3.HttpFilter{
+		{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
+		routerFilter(),
+	}
+	if c.BodyMode == BodyFullDuplex {
+		list = append([]*hcmv3.HttpFilter{c.watcher()}, list...)
+	}
+	return list
 }
 
 func routerFilter() *hcmv3.HttpFilter {
@@ -150,7 +154,7 @@ func (c Config) withoutControlHeaders() *corev3.TypedExtensionConfig {
 // externalProcessor asks the service about every request.
 func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 	p := &extprocv3.ExternalProcessor{
-		GrpcService: grpcService(),
+		GrpcService: c.asked(),
 		// A service that is down costs the choice, never the request.
 		FailureModeAllow: true,
 		MessageTimeout:   durationpb.New(c.DecisionDeadline + deadlineMargin),
@@ -173,18 +177,10 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 		// message_timeout stays short: a service that hangs is left alone soon.
 		p.MaxMessageTimeout = durationpb.New(c.MaxMessageTimeout)
 	}
+	if c.BodyMode == BodyFullDuplex {
+		duplex(p)
+	}
 	return p
-}
-
-// accessLogService tells the service of every request's end at once.
-func accessLogService() *alsv3.HttpGrpcAccessLogConfig {
-	return &alsv3.HttpGrpcAccessLogConfig{CommonConfig: &alsv3.CommonGrpcAccessLogConfig{
-		LogName:             "firsttoken",
-		GrpcService:         grpcService(),
-		TransportApiVersion: corev3.ApiVersion_V3,
-		BufferFlushInterval: durationpb.New(10 * time.Millisecond),
-		BufferSizeBytes:     wrapperspb.UInt32(1),
-	}}
 }
 
 // routes send everything to the pool; in the cluster_header variant only what
@@ -257,9 +253,9 @@ func setHeader(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-func grpcService() *corev3.GrpcService {
+func grpcService(cluster string) *corev3.GrpcService {
 	return &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-		EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: clusterService},
+		EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster},
 	}}
 }
 

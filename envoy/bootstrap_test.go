@@ -43,6 +43,26 @@ func TestBootstrap(t *testing.T) {
 	}
 }
 
+// The same with what else can be asked for: a standby, and bodies in full duplex.
+func TestBootstrapVariants(t *testing.T) {
+	for name, change := range map[string]func(*envoy.Config){
+		"standby": func(c *envoy.Config) {
+			c.Standby, c.ServiceTLS = []string{"firsttoken-2.example.com:9002"}, &envoy.PortTLS{CAFile: "/ca.pem"}
+		},
+		"full-duplex": func(c *envoy.Config) { c.BodyMode = envoy.BodyFullDuplex },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := example()
+			change(&c)
+			got, err := envoy.Bootstrap(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name+".yaml", got)
+		})
+	}
+}
+
 // The same for the bootstrap of an Envoy that asks for the rest.
 func TestDynamicBootstrap(t *testing.T) {
 	for _, protocol := range []envoy.Protocol{envoy.StateOfTheWorld, envoy.Delta} {
@@ -57,7 +77,15 @@ func TestDynamicBootstrap(t *testing.T) {
 			golden(t, "xds-"+string(protocol)+".yaml", got)
 		})
 	}
-	_, err := envoy.DynamicBootstrap(envoy.Config{}, envoy.Management{})
+	got, err := envoy.DynamicBootstrap(
+		envoy.Config{Admin: "127.0.0.1:9901", Service: "10.0.1.1:9002", Standby: []string{"10.0.1.2:9002"}},
+		envoy.Management{Address: "10.0.1.1:9003", Standby: []string{"10.0.1.2:9003"}, Protocol: envoy.StateOfTheWorld, Node: "envoy-1"},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "xds-standby.yaml", got)
+	_, err = envoy.DynamicBootstrap(envoy.Config{}, envoy.Management{})
 	for _, part := range []string{"admin: ", "service: ", "xDS server: ", "xDS protocol: ", "node: "} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in %v", part, err)
@@ -93,6 +121,15 @@ func TestBootstrapFaults(t *testing.T) {
 		{"nothing set", func(c *envoy.Config) { *c = envoy.Config{} }, []string{"listen: ", "admin: ", "service: ", "decision deadline: ", "body limit: ", "route: ", "endpoints: "}},
 		{"no port", func(c *envoy.Config) { c.Listen = "0.0.0.0" }, []string{`listen: "0.0.0.0" is no address`}},
 		{"named port", func(c *envoy.Config) { c.Service = "host:grpc" }, []string{`service: "host:grpc" has no numeric port`}},
+		{"bad standby", func(c *envoy.Config) { c.Standby = []string{"x"} }, []string{`standby: "x" is no address`}},
+		{"standby twice", func(c *envoy.Config) { c.Standby = []string{c.Service} }, []string{"standby: 127.0.0.1:9002 is named twice"}},
+		{"socket and name", func(c *envoy.Config) {
+			c.Service, c.Standby = "unix:/run/s", []string{"host:9002"}
+		}, []string{"unix:/run/s is a file and host:9002 a name"}},
+		{"body mode", func(c *envoy.Config) { c.BodyMode = "streamed" }, []string{`body mode: "streamed" is unknown`}},
+		{"log cluster", func(c *envoy.Config) {
+			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "firsttoken-log-1"
+		}, []string{`cluster "firsttoken-log-1" is that of the access log of a service`}},
 		{"bad endpoint", func(c *envoy.Config) { c.Endpoints[1].Address = "x" }, []string{`endpoint: "x" is no address`}},
 		{"doubled cluster", func(c *envoy.Config) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "far"

@@ -29,7 +29,7 @@ const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOpti
 func (c Config) clusters() []*clusterv3.Cluster {
 	pool := c.engineCluster(clusterPool, c.Endpoints)
 	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{poolPolicy()}}
-	clusters := []*clusterv3.Cluster{c.serviceCluster(), pool}
+	clusters := append(c.serviceClusters(), pool)
 	if c.Route == RouteClusterHeader {
 		for _, e := range c.Endpoints {
 			clusters = append(clusters, c.engineCluster(e.cluster(), []Endpoint{e}))
@@ -38,30 +38,29 @@ func (c Config) clusters() []*clusterv3.Cluster {
 	return clusters
 }
 
-// serviceCluster is where ext_proc and access log go. The health check is what
-// lets Envoy fail open at once, and leave a service that drains in time. A dead
-// process refuses the next check, within the interval; the timeout is longer,
-// so that a machine that is busy for a moment does not lose its choices.
+// serviceClusters are the ways to the service and its standbys.
+func (c Config) serviceClusters() []*clusterv3.Cluster {
+	return append([]*clusterv3.Cluster{c.serviceCluster()}, c.recordClusters()...)
+}
+
+// serviceCluster is where ext_proc and, without standby, the access log go. The
+// health check is what lets Envoy fail open at once, and leave a service that
+// drains in time. A dead process refuses the next check, within the interval; the
+// timeout is longer, so that a machine that is busy for a moment does not lose its
+// choices.
 func (c Config) serviceCluster() *clusterv3.Cluster {
-	interval := durationpb.New(300 * time.Millisecond)
-	return &clusterv3.Cluster{
-		TransportSocket:      c.ServiceTLS.socket(c.Service),
-		Name:                 clusterService,
-		ClusterDiscoveryType: discoveryType(c.Service),
-		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
-		ConnectTimeout:       durationpb.New(250 * time.Millisecond),
-		CircuitBreakers:      withoutLimits(),
-		CommonLbConfig:       &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
-		HealthChecks: []*corev3.HealthCheck{{
-			Timeout: durationpb.New(time.Second), Interval: interval, NoTrafficInterval: interval,
-			UnhealthyThreshold: wrapperspb.UInt32(1), HealthyThreshold: wrapperspb.UInt32(1),
-			HealthChecker: &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{
-				ServiceName: "envoy.service.ext_proc.v3.ExternalProcessor",
-			}},
-		}},
+	cluster := &clusterv3.Cluster{
+		Name:                          clusterService,
+		DnsLookupFamily:               clusterv3.Cluster_V4_PREFERRED,
+		ConnectTimeout:                durationpb.New(250 * time.Millisecond),
+		CircuitBreakers:               withoutLimits(),
+		CommonLbConfig:                &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: never()},
+		HealthChecks:                  health(healthReady, 300*time.Millisecond),
 		TypedExtensionProtocolOptions: http2Options(&corev3.Http2ProtocolOptions{}),
-		LoadAssignment:                assignment(clusterService, lbEndpoint(c.Service)),
 	}
+	serviceMembers(cluster, c.ServiceTLS, c.services())
+	c.standIn(cluster)
+	return cluster
 }
 
 // engineCluster is a cluster of engines. Names are resolved as the service does,

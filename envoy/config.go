@@ -16,6 +16,10 @@ type Config struct {
 	Listen, Admin string
 	// Service is where the service listens: host:port, or unix:/path.
 	Service string
+	// Standby are where further services listen, in order of priority: each is
+	// asked while all before it are not healthy. They must be set up alike. Nil:
+	// there is none.
+	Standby []string
 	// ServiceTLS says how the service is spoken to where it speaks TLS; nil where
 	// it does not.
 	ServiceTLS *PortTLS
@@ -29,6 +33,8 @@ type Config struct {
 	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
 	// so that the client of too long a body gets the service's answer.
 	BodyLimit int
+	// BodyMode is how the service is shown requests; empty: BodyBuffered.
+	BodyMode BodyMode
 	// Route says how Envoy is told the choice.
 	Route Route
 	// Endpoints are the engines, in any order.
@@ -131,6 +137,9 @@ func (c Config) validate() error {
 // ReservedCluster is what a cluster of this name would be, where it may be no
 // endpoint's own; else empty.
 func ReservedCluster(name string) string {
+	if strings.HasPrefix(name, recordClusterPrefix) {
+		return "the access log of a service"
+	}
 	return map[string]string{
 		clusterService: "the service itself", clusterManagement: "the service's xDS server", clusterPool: "the pool of all endpoints",
 	}[name]
@@ -147,6 +156,7 @@ func (c Config) validateService() error {
 			faults = append(faults, fmt.Errorf("service: %w", err))
 		}
 	}
+	faults = append(faults, c.validateStandby())
 	return errors.Join(faults...)
 }
 
@@ -165,6 +175,9 @@ func (c Config) ValidateResources() error {
 	}
 	if c.BodyLimit <= 0 {
 		faults = append(faults, fmt.Errorf("body limit: is %d; write the number of bytes that the service takes", c.BodyLimit))
+	}
+	if c.BodyMode != "" && c.BodyMode != BodyBuffered && c.BodyMode != BodyFullDuplex {
+		faults = append(faults, fmt.Errorf("body mode: %q is unknown; write %s or %s", c.BodyMode, BodyBuffered, BodyFullDuplex))
 	}
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))

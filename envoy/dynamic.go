@@ -221,6 +221,8 @@ const (
 type Management struct {
 	// Address of the xDS server: host:port, or unix:/path.
 	Address string
+	// Standby are further servers that tell the same, in order of priority.
+	Standby []string
 	// TLS says how it is spoken to where it speaks TLS; nil where it does not.
 	TLS      *PortTLS
 	Protocol Protocol
@@ -235,6 +237,8 @@ func (m Management) validate() error {
 			faults = append(faults, fmt.Errorf("xDS server: %w", err))
 		}
 	}
+	servers := append([]string{m.Address}, m.Standby...)
+	faults = append(faults, validatePriorities("xDS standby", servers), validateMixed("xDS server", servers))
 	if m.Protocol != StateOfTheWorld && m.Protocol != Delta {
 		faults = append(faults, fmt.Errorf("xDS protocol: %q is unknown; write %s or %s", m.Protocol, StateOfTheWorld, Delta))
 	}
@@ -245,8 +249,8 @@ func (m Management) validate() error {
 }
 
 // DynamicBootstrap is an Envoy config as YAML that holds the way to the service
-// and asks for everything else. Of c only Admin, Service and ServiceTLS count. The error
-// joins every fault.
+// and asks for everything else. Of c only Admin, Service, Standby, ServiceTLS and
+// BodyMode count. The error joins every fault.
 func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 	if err := errors.Join(c.validateService(), m.validate()); err != nil {
 		return nil, err
@@ -272,7 +276,7 @@ func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			// The way to the service is this Envoy's own, and must not hang on
 			// an answer from there.
-			Clusters: []*clusterv3.Cluster{c.serviceCluster(), managementCluster(m)},
+			Clusters: append(c.serviceClusters(), managementCluster(m)),
 		},
 	}
 	if err := b.ValidateAll(); err != nil {
@@ -285,15 +289,20 @@ func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 // service thinks of its readiness, Envoy may ask. Pings find a server that is
 // gone without a word.
 func managementCluster(m Management) *clusterv3.Cluster {
-	return &clusterv3.Cluster{
-		TransportSocket:      m.TLS.socket(m.Address),
-		Name:                 clusterManagement,
-		ClusterDiscoveryType: discoveryType(m.Address),
-		DnsLookupFamily:      clusterv3.Cluster_V4_PREFERRED,
-		ConnectTimeout:       durationpb.New(time.Second),
+	cluster := &clusterv3.Cluster{
+		Name:            clusterManagement,
+		DnsLookupFamily: clusterv3.Cluster_V4_PREFERRED,
+		ConnectTimeout:  durationpb.New(time.Second),
 		TypedExtensionProtocolOptions: http2Options(&corev3.Http2ProtocolOptions{
 			ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: durationpb.New(30 * time.Second), Timeout: durationpb.New(5 * time.Second)},
 		}),
-		LoadAssignment: assignment(clusterManagement, lbEndpoint(m.Address)),
 	}
+	if len(m.Standby) > 0 {
+		// Here it may choose whom to ask: one that knows of engines. Where none
+		// does, any will do.
+		cluster.HealthChecks = health("", time.Second)
+		cluster.CloseConnectionsOnHostHealthFailure = true
+	}
+	serviceMembers(cluster, m.TLS, append([]string{m.Address}, m.Standby...))
+	return cluster
 }

@@ -15,6 +15,11 @@ type Config struct {
 	// Listen is where Envoy reaches ext_proc, access log and health services:
 	// host:port, or unix:/path for a sidecar.
 	Listen string `yaml:"listen"`
+	// Services are the addresses, host:port or unix:/path, at which Envoys reach the
+	// service and its standbys, in order of priority, the same in the configuration
+	// of each: all choices are made by the first that is healthy. Empty: this one
+	// alone, at its own address.
+	Services []string `yaml:"services"`
 	// TLS makes that port speak TLS, as gateways expect of a picker.
 	TLS certificate.Config `yaml:"tls"`
 	// DecisionDeadline bounds the time from the last byte of a request's body
@@ -99,6 +104,14 @@ func (c Config) Validate(path string) error {
 		}
 	} else if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		fault("listen", "%q is no address (%v); write host:port, or unix:/path", c.Listen, err)
+	}
+	for i, address := range c.Services {
+		if strings.HasPrefix(address, unixScheme) {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			fault(fmt.Sprintf("services[%d]", i), "%q is no address (%v); write host:port, or unix:/path", address, err)
+		}
 	}
 	if err := c.TLS.Validate(path + ".tls"); err != nil {
 		faults = append(faults, err)

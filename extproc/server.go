@@ -122,8 +122,9 @@ func NewServer(cfg Config, deps Deps) *Server {
 		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
 		// Replies in full duplex are chunks; nothing larger is ever sent.
 		grpc.MaxSendMsgSize(messageOverhead),
-		// Envoys that ping to keep a connection alive are not sent away.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		// Envoys ping once a second to find a service that hangs, and are not sent
+		// away for it.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 	)
 	extprocv3.RegisterExternalProcessorServer(s.grpc, s)
 	accesslogv3.RegisterAccessLogServiceServer(s.grpc, s)

@@ -32,7 +32,8 @@ func newEnvoyCommand() *cobra.Command {
 func newEnvoyBootstrapCommand() *cobra.Command {
 	var service configFlags
 	proxy := envoy.Config{}
-	var route, xdsAddress, protocol, node string
+	var route, bodyMode, protocol, node string
+	var services, xdsAddresses []string
 	var dynamic bool
 	var secure portTLSFlags
 	cmd := &cobra.Command{
@@ -43,32 +44,38 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 			"  firsttoken envoy bootstrap --config firsttoken.yml > envoy.yaml\n" +
 			"  envoy -c envoy.yaml\n\n" +
 			"With --xds it holds the way to the service only. Envoy asks there (xds.listen) for\n" +
-			"everything else, and hears of engines that come and go.",
+			"everything else, and hears of engines that come and go.\n\n" +
+			"With several services, the first that is healthy makes all choices:\n\n" +
+			"  firsttoken envoy bootstrap --config firsttoken.yml --service 10.0.1.1:9002,10.0.1.2:9002",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := service.load(cmd.Flags())
 			if err != nil {
 				return err
 			}
-			proxy.Route = envoy.Route(route)
+			proxy.Route, proxy.BodyMode = envoy.Route(route), envoy.BodyMode(bodyMode)
+			reachServices(cfg, services, &proxy)
 			if err := secure.forService(cfg, &proxy); err != nil {
 				return err
 			}
 			var text []byte
 			if dynamic {
-				for _, flag := range []string{"envoy-listen", "route"} {
+				for _, flag := range []string{"envoy-listen", "route", "body-mode"} {
 					if cmd.Flags().Changed(flag) {
 						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, strings.ReplaceAll(flag, "-", "_"))
 					}
 				}
-				m, err := managementForEnvoy(cfg, xdsAddress, protocol, node)
+				if err := agreesWithXDS(cfg, proxy); err != nil {
+					return err
+				}
+				proxy.BodyMode = envoy.BodyMode(cfg.XDS.BodyMode)
+				m, err := managementForEnvoy(cfg, proxy, xdsAddresses, protocol, node)
 				if err != nil {
 					return err
 				}
 				if m.TLS, err = secure.forPort(cfg.XDS.TLS, "xds"); err != nil {
 					return err
 				}
-				proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
 				text, err = envoy.DynamicBootstrap(proxy, m)
 				if err != nil {
 					return err
@@ -84,11 +91,12 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&proxy.Listen, "envoy-listen", "127.0.0.1:8080", "`address` on which Envoy takes clients' requests")
 	flags.StringVar(&proxy.Admin, "envoy-admin", "127.0.0.1:9901", "`address` of Envoy's admin interface; keep it on loopback")
-	flags.StringVar(&proxy.Service, "service", "", "`address` at which Envoy reaches the service (default: the service's own --listen)")
+	flags.StringSliceVar(&services, "service", nil, "`addresses` at which Envoy reaches the service and its standbys, in order of priority (default: server.services, else the service's own --listen)")
 	flags.StringVar(&route, "route", string(envoy.RouteOverrideHost), "how Envoy is told the choice: override-host or cluster-header")
+	flags.StringVar(&bodyMode, "body-mode", string(envoy.BodyBuffered), "how Envoy shows the service requests: buffered, or full-duplex as gateways with an InferencePool do")
 	secure.register(flags)
 	flags.BoolVar(&dynamic, "xds", false, "let Envoy ask the service for listeners, routes, clusters and endpoints (xds.listen)")
-	flags.StringVar(&xdsAddress, "xds-address", "", "with --xds: `address` at which Envoy asks (default: the service's own xds.listen)")
+	flags.StringSliceVar(&xdsAddresses, "xds-address", nil, "with --xds: `addresses` at which Envoy asks, in order of priority (default: the service's own xds.listen; with standbys its port at their hosts)")
 	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")
 	flags.StringVar(&node, "node", "envoy", "with --xds: `name` of this Envoy, as /status of the service shows it")
 	return cmd
@@ -119,7 +127,6 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 	if err := tells(cfg.Server, proxy.Route); err != nil {
 		return fmt.Errorf("--route %w", err)
 	}
-	proxy.Service = cmp.Or(proxy.Service, dialable(cfg.Server.Listen))
 	if err := serviceForEnvoy(cfg, proxy); err != nil {
 		return err
 	}

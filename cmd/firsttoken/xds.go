@@ -84,7 +84,8 @@ func (s *service) bindManagement(ctx context.Context, registry prometheus.Regist
 	if s.cfg.XDS.Listen == "" {
 		return nil
 	}
-	resources := envoy.Config{Listen: s.cfg.XDS.EnvoyListen, Route: envoy.Route(s.cfg.XDS.Route)}
+	resources := envoy.Config{Listen: s.cfg.XDS.EnvoyListen, Route: envoy.Route(s.cfg.XDS.Route), BodyMode: envoy.BodyMode(s.cfg.XDS.BodyMode)}
+	reachServices(s.cfg, nil, &resources)
 	if err := serviceForEnvoy(s.cfg, &resources); err != nil {
 		return err
 	}
@@ -175,13 +176,17 @@ func (m *management) status() *xds.Status {
 	return &view
 }
 
-// managementForEnvoy is where an Envoy asks, for its bootstrap. Address, where
-// not empty, is how it reaches us.
-func managementForEnvoy(cfg config, address, protocol, node string) (envoy.Management, error) {
+// managementForEnvoy is where an Envoy asks, for its bootstrap. Addresses, where
+// there are any, are how it reaches us and our standbys.
+func managementForEnvoy(cfg config, proxy envoy.Config, addresses []string, protocol, node string) (envoy.Management, error) {
 	if cfg.XDS.Listen == "" {
 		return envoy.Management{}, errors.New("--xds needs xds.listen in the service's configuration, the address at which Envoys ask")
 	}
+	addresses, err := managementAddresses(cfg, addresses, proxy)
+	if err != nil {
+		return envoy.Management{}, err
+	}
 	return envoy.Management{
-		Address: cmp.Or(address, dialable(cfg.XDS.Listen)), Protocol: envoy.Protocol(protocol), Node: node,
+		Address: addresses[0], Standby: addresses[1:], Protocol: envoy.Protocol(protocol), Node: node,
 	}, nil
 }

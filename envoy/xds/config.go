@@ -25,6 +25,9 @@ type Config struct {
 	// Route is how Envoy is told the choice: override-host, or cluster-header
 	// with a cluster for each engine.
 	Route string `yaml:"route"`
+	// BodyMode is how Envoy shows the service requests: buffered, or full-duplex,
+	// as gateways with an InferencePool do. docs/gateways.md compares them.
+	BodyMode string `yaml:"body_mode"`
 	// Linger is how long the cluster of a removed engine stays, for requests whose
 	// choice was made before. It must be longer than Envoy waits for a choice,
 	// half a second more than server.decision_deadline.
@@ -33,7 +36,7 @@ type Config struct {
 
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
-	return Config{EnvoyListen: "127.0.0.1:8080", Route: string(envoy.RouteOverrideHost), Linger: 10 * time.Second}
+	return Config{EnvoyListen: "127.0.0.1:8080", Route: string(envoy.RouteOverrideHost), BodyMode: string(envoy.BodyBuffered), Linger: 10 * time.Second}
 }
 
 // Validate joins all faults, each beginning with its path below path.
@@ -54,6 +57,9 @@ func (c Config) Validate(path string) error {
 	}
 	if r := envoy.Route(c.Route); r != envoy.RouteOverrideHost && r != envoy.RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("%s.route: %q is unknown; write %s or %s", path, c.Route, envoy.RouteOverrideHost, envoy.RouteClusterHeader))
+	}
+	if m := envoy.BodyMode(c.BodyMode); m != envoy.BodyBuffered && m != envoy.BodyFullDuplex {
+		faults = append(faults, fmt.Errorf("%s.body_mode: %q is unknown; write %s or %s", path, c.BodyMode, envoy.BodyBuffered, envoy.BodyFullDuplex))
 	}
 	if c.Linger <= 0 {
 		faults = append(faults, fmt.Errorf("%s.linger: is %s; write a duration above zero, such as 10s", path, c.Linger))

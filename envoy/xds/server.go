@@ -18,6 +18,8 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/firsttoken/firsttoken/envoy"
@@ -36,6 +38,9 @@ type Server struct {
 	cache     cache.SnapshotCache
 	sotw      sotw.Server
 	delta     delta.Server
+	// health lets Envoys that know several servers prefer one that has something to
+	// tell: it serves once there is a list of engines.
+	health *health.Server
 	// stop ends all streams, which else would never end.
 	stop context.CancelFunc
 	// news has its one place filled when wanted has changed.
@@ -75,8 +80,9 @@ func New(resources envoy.Config, linger time.Duration, log *slog.Logger, metrics
 	}
 	s := &Server{
 		resources: resources, linger: linger, log: log, metrics: metrics, envoys: newEnvoys(log, metrics),
-		news: make(chan struct{}, 1),
+		health: health.NewServer(), news: make(chan struct{}, 1),
 	}
+	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	complain := func(format string, args ...any) { log.Warn("xDS cache", "says", fmt.Sprintf(format, args...)) }
 	// Aware of ADS, it tells clusters before endpoints, and listeners before
 	// routes.
@@ -112,6 +118,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
+	grpc_health_v1.RegisterHealthServer(g, s.health)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }() // ends when g is stopped
 	defer s.stop()
@@ -222,6 +229,7 @@ func (s *Server) push(ctx context.Context, next stage, awaited string) error {
 	if err := s.cache.SetSnapshot(ctx, everybody{}.ID(nil), told); err != nil {
 		return err
 	}
+	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	s.mu.Lock()
 	s.versions, s.told = v, next.routes
 	s.mu.Unlock()

@@ -24,8 +24,12 @@ import (
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
-// serviceEnv makes the test binary a service of the engines that it names.
-const serviceEnv = "FIRSTTOKEN_TEST_ENGINES"
+// serviceEnv makes the test binary a service of the engines that it names, at the
+// address of listenEnv.
+const (
+	serviceEnv = "FIRSTTOKEN_TEST_ENGINES"
+	listenEnv  = "FIRSTTOKEN_TEST_LISTEN"
+)
 
 func TestMain(m *testing.M) {
 	if engines := os.Getenv(serviceEnv); engines != "" {
@@ -55,7 +59,7 @@ func serve(engines []string) error {
 	server := extproc.NewServer(extproc.DefaultConfig(), extproc.Deps{
 		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.DiscardHandler),
 	})
-	l, err := extproc.Listen(ctx, "127.0.0.1:0")
+	l, err := extproc.Listen(ctx, os.Getenv(listenEnv))
 	if err != nil {
 		return err
 	}
@@ -67,12 +71,18 @@ func serve(engines []string) error {
 // startProcess runs the service as a process of its own.
 func startProcess(t *testing.T, engines ...*engine) (process *os.Process, address string, exited <-chan error) {
 	t.Helper()
+	return startProcessOn(t, "127.0.0.1:0", engines...)
+}
+
+// startProcessOn is startProcess that listens where it is told.
+func startProcessOn(t *testing.T, listen string, engines ...*engine) (process *os.Process, address string, exited <-chan error) {
+	t.Helper()
 	var addresses []string
 	for _, e := range engines {
 		addresses = append(addresses, e.address)
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serviceEnv+"="+strings.Join(addresses, ","))
+	cmd.Env = append(os.Environ(), serviceEnv+"="+strings.Join(addresses, ","), listenEnv+"="+listen)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
