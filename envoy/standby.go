@@ -80,7 +80,7 @@ func priorities(cluster string, members ...*endpointv3.LbEndpoint) *endpointv3.C
 	a := &endpointv3.ClusterLoadAssignment{ClusterName: cluster}
 	for i, m := range members {
 		a.Endpoints = append(a.Endpoints, &endpointv3.LocalityLbEndpoints{
-			LbEndpoints: []*endpointv3.LbEndpoint{m}, Priority: uint32(i), //nolint:gosec // a handful
+			LbEndpoints: []*endpointv3.LbEndpoint{m}, Priority: uint32(i),
 		})
 	}
 	return a
