@@ -104,6 +104,8 @@ type account struct {
 	// turns is when the endpoint was last chosen, by pool.
 	turns map[string]uint64
 	sent  rate
+	// chosen is how many requests were booked here first.
+	chosen uint64
 	// The following are of use during a pass over what is held: backlogged is the
 	// backlog with the work of those that stay in it, limit what it may be, in
 	// seconds; stayTokens are the prompts of those that stay.
@@ -249,6 +251,17 @@ func (l *ledger) reserve(d *Decision) error {
 	l.arriveLocked(d)
 	l.rankLocked(d)
 	l.bookLocked(d)
+	return nil
+}
+
+// explain ranks the candidates as reserve does and changes nothing.
+func (l *ledger) explain(d *Decision) error {
+	d.Time = l.lock()
+	defer l.unlock()
+	if err := l.completeLocked(d); err != nil {
+		return err
+	}
+	l.rankLocked(d)
 	return nil
 }
 
@@ -427,6 +440,7 @@ func (l *ledger) bookLocked(d *Decision) {
 	l.turn++
 	a.turns[choice.Endpoint.pool()] = l.turn
 	a.sent.add(l.now)
+	a.chosen++
 	r := &Reservation{ledger: l, decision: d, dispatched: l.now}
 	r.enterLocked(a, choice)
 	age := max(minQueuedAge, queuedAgeEstimates*choice.Estimate)

@@ -82,6 +82,21 @@ func (p *Picker) decide(d *Decision) (*Decision, error) {
 	return d, nil
 }
 
+// Explain decides as Pick does, but books nothing, so that the decision has no
+// Reservation: it is for people who ask what would be chosen now. Requests that
+// would be held are decided too.
+func (p *Picker) Explain(prompt *Prompt) (*Decision, error) {
+	d, err := p.prepare("", prompt)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.ledger.explain(d); err != nil {
+		return nil, err
+	}
+	d.Reason = reason(d)
+	return d, nil
+}
+
 // prepare asks the sources, so that all that is left to do for a decision can be
 // done under the ledger's lock.
 func (p *Picker) prepare(id string, prompt *Prompt) (*Decision, error) {

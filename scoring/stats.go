@@ -62,6 +62,8 @@ type EndpointStats struct {
 	Backlog    time.Duration
 	Waiting    int
 	Decoding   int
+	// Chosen is how many requests it was chosen for since it is in the list.
+	Chosen uint64
 	// HeldTokens is the KV memory of the requests in flight there, of
 	// CapacityTokens; 0: not known.
 	HeldTokens, CapacityTokens Tokens
@@ -114,7 +116,7 @@ func (p *Picker) Stats() Stats {
 		s.Endpoints = append(s.Endpoints, EndpointStats{
 			Endpoint: e, QueuedArea: a.area, Backlog: a.backlog(now), Waiting: a.waiting,
 			Decoding: at.decoding, HeldTokens: at.held, CapacityTokens: a.engine.CapacityTokens, DecodingFrom: at.from,
-			OptimisticBlocks: l.underWay.held[a.slot],
+			OptimisticBlocks: l.underWay.held[a.slot], Chosen: a.chosen,
 		})
 		if a.ready && a.engine.CapacityTokens <= 0 {
 			pool := s.Pools[e.pool()]

@@ -17,7 +17,7 @@ type ledgerCollector struct {
 	prefilled                       *prometheus.Desc
 	token, step, groups             *prometheus.Desc
 	kappa, room, held, refused      *prometheus.Desc
-	late                            *prometheus.Desc
+	late, chosen                    *prometheus.Desc
 }
 
 func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
@@ -38,6 +38,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 		token:     desc("pool_seconds_per_token", "Learned time of computing one prompt token, attention aside, by the pool's model.", "model"),
 		groups:    desc("pool_first_token_groups_total", "Groups of first tokens that taught those times, those before a restart too.", "model"),
 		kappa:     desc("pool_kappa", "Seconds that each second of a request's own work is taken to cost those behind it, by the pool's model.", "model"),
+		chosen:    desc("endpoint_chosen_total", "Requests that the endpoint was chosen for.", "endpoint"),
 		late:      desc("pool_late_seconds", "By how much first tokens come later than backlog, KV wait and work say, in the middle, by the pool's model.", "model"),
 		room:      desc("pool_kv_room", "Whether requests are kept from engines whose KV memory is full: 1, or 0 where a capacity is not known.", "model"),
 		held:      desc("endpoint_kv_held_tokens", "Tokens of KV memory that the requests in flight at the endpoint hold.", "endpoint"),
@@ -48,7 +49,7 @@ func newLedgerCollector(picker *scoring.Picker) *ledgerCollector {
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step, c.groups, c.kappa, c.room, c.held, c.refused, c.late} {
+	for _, d := range []*prometheus.Desc{c.queued, c.work, c.waiting, c.decoding, c.open, c.expired, c.predicted, c.prefilled, c.moved, c.token, c.step, c.groups, c.kappa, c.room, c.held, c.refused, c.late, c.chosen} {
 		ch <- d
 	}
 }
@@ -68,6 +69,7 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.waiting, float64(e.Waiting), e.Endpoint.Name)
 		gauge(c.decoding, float64(e.Decoding), e.Endpoint.Name)
 		gauge(c.held, float64(e.HeldTokens), e.Endpoint.Name)
+		counter(c.chosen, e.Chosen, e.Endpoint.Name)
 	}
 	gauge(c.open, float64(s.Open))
 	counter(c.expired, s.Counts.ExpiredQueued, "queued")

@@ -35,11 +35,15 @@ func TestLedgerAtScrape(t *testing.T) {
 		# TYPE firsttoken_endpoint_waiting_requests gauge
 		firsttoken_endpoint_waiting_requests{endpoint="a"} 1
 		firsttoken_endpoint_waiting_requests{endpoint="b"} 0
+		# HELP firsttoken_endpoint_chosen_total Requests that the endpoint was chosen for.
+		# TYPE firsttoken_endpoint_chosen_total counter
+		firsttoken_endpoint_chosen_total{endpoint="a"} 1
+		firsttoken_endpoint_chosen_total{endpoint="b"} 0
 		# HELP firsttoken_bookings_open Bookings that have not ended.
 		# TYPE firsttoken_bookings_open gauge
 		firsttoken_bookings_open 1
 	`
-	names := []string{"firsttoken_endpoint_queued_work", "firsttoken_endpoint_waiting_requests", "firsttoken_bookings_open"}
+	names := []string{"firsttoken_endpoint_queued_work", "firsttoken_endpoint_waiting_requests", "firsttoken_endpoint_chosen_total", "firsttoken_bookings_open"}
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(help), names...); err != nil {
 		t.Error(err)
 	}
