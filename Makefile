@@ -69,6 +69,7 @@ test: build .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/c
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
 	@go test -count=1 -run='^TestMD1$$' ./simulator/replay
+	@cd test/alerts && go test -shuffle=on -count=1 .
 
 .PHONY: test-lmcache
 test-lmcache: .tools/stamp/libzmq .tools/stamp/lmcache-older ## run the real workers of older LMCache releases, which make test leaves out

@@ -28,10 +28,11 @@ func TestDependenciesAreDocumented(t *testing.T) {
 
 type dependency struct{ name, version string }
 
-// goModules are the modules that our packages import.
+// goModules are the modules that our packages import, those of the tests that
+// are a module of their own included.
 func goModules(t *testing.T) []dependency {
 	t.Helper()
-	required := regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`).FindAllStringSubmatch(read(t, "../go.mod"), -1)
+	required := regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`).FindAllStringSubmatch(read(t, "../go.mod")+read(t, "alerts/go.mod"), -1)
 	var used []dependency
 	for _, f := range sources(t) {
 		for _, path := range imports(f) {
