@@ -56,9 +56,13 @@ func startEnvoy(t *testing.T, c envoy.Config) *proxy {
 	return startEnvoyWith(t, config)
 }
 
-// startEnvoyWith runs a config and waits until Envoy takes requests.
-func startEnvoyWith(t *testing.T, config []byte) *proxy {
+// startEnvoyWith runs a config and waits until Envoy takes requests. Drain are
+// flags that say how long a listener that ends lets its connections live.
+func startEnvoyWith(t *testing.T, config []byte, drain ...string) *proxy {
 	t.Helper()
+	if drain == nil {
+		drain = []string{"--drain-time-s", "1", "--parent-shutdown-time-s", "2"}
+	}
 	dir := t.TempDir()
 	file, address := filepath.Join(dir, "envoy.yaml"), filepath.Join(dir, "admin-address")
 	if err := os.WriteFile(file, config, 0o600); err != nil {
@@ -66,8 +70,10 @@ func startEnvoyWith(t *testing.T, config []byte) *proxy {
 	}
 	p := &proxy{output: &lockedBuffer{}}
 	// The ELF ends with its parent, so it is a child that is waited for.
-	cmd := exec.Command(envoyBinary(t), "--config-path", file, "--use-dynamic-base-id", "--concurrency", "1",
-		"--admin-address-path", address, "--log-level", "warning", "--drain-time-s", "1", "--parent-shutdown-time-s", "2")
+	cmd := exec.Command(envoyBinary(t), append([]string{
+		"--config-path", file, "--use-dynamic-base-id", "--concurrency", "1",
+		"--admin-address-path", address, "--log-level", "warning",
+	}, drain...)...)
 	cmd.Stdout, cmd.Stderr = p.output, p.output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
