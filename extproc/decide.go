@@ -63,9 +63,29 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	generation := st.generation()
 	ctx, cancel := context.WithTimeout(st.conn.Context(), st.cfg.DecisionDeadline)
 	defer cancel()
+	p, err := st.size(ctx, whole)
+	if err != nil {
+		return nil, err
+	}
+	d, err := st.pick(ctx, p)
+	if gone := st.conn.Context().Err(); gone != nil && d == nil {
+		return nil, gone
+	}
+	if err != nil && !generation {
+		// Whether such a request needs an endpoint at all is not ours to say.
+		st.metrics.fallback(causeOf(err))
+		return nil, nil //nolint:nilnil // no decision, and no fault: Envoy chooses
+	}
+	return d, err
+}
+
+// size makes the prompt of what came of the request, with what is known of it when
+// ctx, the decision deadline, ends. An error refuses the request.
+func (st *stream) size(ctx context.Context, whole bool) (*scoring.Prompt, error) {
+	received := time.Now()
 	var p *scoring.Prompt
 	switch {
-	case len(st.body) > st.cfg.BodyLimit && generation:
+	case len(st.body) > st.cfg.BodyLimit && st.generation():
 		return nil, errBodyTooLarge
 	case len(st.body) > st.cfg.BodyLimit:
 		st.metrics.fallback(causeTooLarge)
@@ -83,16 +103,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	}
 	st.model, p.Received = p.Model, st.began
 	st.tellSession(p)
-	d, err := st.pick(ctx, p)
-	if gone := st.conn.Context().Err(); gone != nil && d == nil {
-		return nil, gone
-	}
-	if err != nil && !generation {
-		// Whether such a request needs an endpoint at all is not ours to say.
-		st.metrics.fallback(causeOf(err))
-		return nil, nil //nolint:nilnil // no decision, and no fault: Envoy chooses
-	}
-	return d, err
+	return p, nil
 }
 
 // pick asks for the decision, waits for it where the request is held, and tells

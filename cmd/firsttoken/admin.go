@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/prompt"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // admin serves what people and Prometheus look at, on a port of its own.
@@ -25,6 +28,10 @@ type admin struct {
 	journal  *journal
 	status   func() status
 	log      *slog.Logger
+	// explain says what would be chosen for a request now.
+	explain func(context.Context, prompt.Request) (*scoring.Decision, error)
+	// bodyLimit is the longest body that is read for it.
+	bodyLimit int
 	// controllerAPI answers lmcache.APIPaths; nil where no controller is hosted.
 	controllerAPI http.Handler
 }
@@ -40,6 +47,7 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /decisions", a.serveDecisions)
+	mux.HandleFunc("POST /explain", a.serveExplain)
 	if a.controllerAPI != nil {
 		for _, path := range lmcache.APIPaths {
 			mux.Handle(path, a.controllerAPI)
@@ -51,7 +59,7 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?blocks=true /healthz /debug/pprof/\n"))
+		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?n=… /decisions?blocks=true POST /explain?path=… /healthz /debug/pprof/\n"))
 	})
 	return mux
 }
@@ -65,13 +73,22 @@ func (a *admin) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// serveDecisions answers with {"decisions": […]}, the newest first, with
-// ?blocks=true including the names of their prompts' blocks, which a replay
+// serveDecisions answers with {"decisions": […]}, the newest first, with ?n=N
+// no more than N of them, with ?blocks=true including the names of their prompts' blocks, which a replay
 // needs; or, with ?id=, with that one decision.
 func (a *admin) serveDecisions(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if !r.URL.Query().Has("id") {
-		a.writeDecisions(w, r.URL.Query().Get("blocks") == "true")
+		most := journalSize
+		if n := r.URL.Query().Get("n"); n != "" {
+			var err error
+			if most, err = strconv.Atoi(n); err != nil || most < 0 {
+				w.WriteHeader(http.StatusBadRequest)
+				_ = json.NewEncoder(w).Encode(map[string]string{"error": fmt.Sprintf("n is %q; write a number of decisions, at most %d are kept", n, journalSize)})
+				return
+			}
+		}
+		a.writeDecisions(w, most, r.URL.Query().Get("blocks") == "true")
 		return
 	}
 	id := r.URL.Query().Get("id")
@@ -91,9 +108,10 @@ func (a *admin) serveDecisions(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(text, '\n'))
 }
 
-func (a *admin) writeDecisions(w http.ResponseWriter, blocks bool) {
+func (a *admin) writeDecisions(w http.ResponseWriter, most int, blocks bool) {
 	list := []json.RawMessage{}
-	for _, record := range a.journal.last(blocks) {
+	records := a.journal.last(blocks)
+	for _, record := range records[:min(most, len(records))] {
 		text, err := asJSON(record)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -47,9 +47,11 @@ func newRootCommand() *cobra.Command {
 		newEngineCommand(),
 		newEnvoyCommand(),
 		newExperimentsCommand(),
+		newExplainCommand(),
 		newKeysCommand(),
 		newServeCommand(),
 		newSimulateCommand(),
+		newStatusCommand(),
 	)
 	return root
 }

@@ -218,7 +218,10 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Probe:    s.watcher.ProbeNow,
 		Tracer:   s.spans.Tracer(),
 	})
-	s.admin = &admin{registry: registry, journal: journal, status: s.status, log: log}
+	s.admin = &admin{
+		registry: registry, journal: journal, status: s.status, log: log,
+		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit,
+	}
 	if s.source != nil {
 		s.admin.controllerAPI = lmcache.API(s.controller, s.source)
 	}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/firsttoken/firsttoken/discovery"
+	"github.com/firsttoken/firsttoken/scoring"
+)
+
+// runCommand runs the program with args and returns its output.
+func runCommand(t *testing.T, in string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	root := newRootCommand()
+	root.SetOut(&out)
+	root.SetErr(&out)
+	root.SetIn(strings.NewReader(in))
+	root.SetArgs(args)
+	err := root.Execute()
+	return out.String(), err
+}
+
+// Whoever looks at a service by its commands sees what it would choose and what it
+// has found; looking books nothing.
+func TestLookAtAService(t *testing.T) {
+	address := fakeEngine(t, `{"data":[{"id":"m"}]}`)
+	cfg := defaultConfig()
+	cfg.Endpoints = []discovery.Entry{{Name: "one", Address: address, Models: []string{"m"}}, {Name: "gone", Address: "127.0.0.1:1", Models: []string{"m"}}}
+	s, b := runService(t, cfg, slog.New(slog.DiscardHandler))
+	awaitServing(t, dial(t, b.Listen))
+	awaitStatus(t, b, func(s status) bool { return s.Fleet[0].Ready && !s.Fleet[1].Ready })
+
+	const body = `{"model":"m","prompt":"` + "Which number comes next?" + `"}`
+	out, err := runCommand(t, body, "explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-")
+	if err != nil || !strings.HasPrefix(out, "one, because: only (policy ttft)\n") || !strings.Contains(out, "prompt tokens (estimated)") {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = runCommand(t, body, "explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-", "--json")
+	var record struct {
+		Candidates []struct{ Endpoint string } `json:"candidates"`
+		ID         string                      `json:"id"`
+	}
+	if err != nil || json.Unmarshal([]byte(out), &record) != nil || len(record.Candidates) != 1 || record.ID != "" {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = runCommand(t, `{"model":"nope","prompt":"x"}`, "explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-")
+	if err == nil || !strings.Contains(err.Error(), "/explain answers 404") || !strings.Contains(out, "The model `nope` does not exist") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if stats := s.picker.Stats(); stats.Open != 0 || stats.Endpoints[0].Chosen != 0 {
+		t.Errorf("explaining booked: %+v", stats)
+	}
+
+	out, err = runCommand(t, "", "status", "--admin", b.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"policy ttft; bookings 0, held 0", "one       yes", "gone      no", "gone is not ready: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+
+	for range 3 {
+		d, err := s.picker.Explain(&scoring.Prompt{Model: "m", Source: scoring.TokensNone})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.admin.journal.Decided(d)
+	}
+	for n, want := range map[string]int{"0": 0, "2": 2, "9": 3, "x": -1, "-1": -1} {
+		answer, err := http.Get("http://" + b.Admin + "/decisions?n=" + n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if err != nil || (answer.StatusCode == http.StatusOK) != (want >= 0) || (want >= 0 && strings.Count(string(text), "token_source") != want) {
+			t.Errorf("n=%s: %s %s, %v", n, answer.Status, text, err)
+		}
+	}
+}
+
+func TestLookWhereNobodyIs(t *testing.T) {
+	for _, args := range [][]string{{"status"}, {"explain", "--body", "-"}} {
+		_, err := runCommand(t, "{}", append(args, "--admin", "127.0.0.1:1")...)
+		if err == nil || !strings.Contains(err.Error(), "--admin") || !strings.Contains(err.Error(), "127.0.0.1:1") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
