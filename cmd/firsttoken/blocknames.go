@@ -24,17 +24,17 @@ func newBlockNamer() *blockNamer {
 	return n
 }
 
-// namedBlocks is what a record needs to name a prompt's blocks later. It keeps
-// no token id alive.
+// namedBlocks is what a record needs to name a prompt's blocks, and its session,
+// later. It keeps no token id alive.
 type namedBlocks struct {
-	model, salt string
-	chain       []uint64
-	size        scoring.Tokens
+	model, salt, session string
+	chain                []uint64
+	size                 scoring.Tokens
 }
 
 // blocksOf are those of a request's first prompt.
 func blocksOf(p *scoring.Prompt, model string) namedBlocks {
-	b := namedBlocks{model: model, salt: p.Salt}
+	b := namedBlocks{model: model, salt: p.Salt, session: p.Session}
 	if len(p.Sequences) > 0 && len(p.Sequences[0].Chain) > 0 {
 		b.chain, b.size = p.Sequences[0].Chain, p.BlockTokens
 	}
@@ -57,4 +57,16 @@ func (n *blockNamer) names(b namedBlocks) []uint64 {
 		names[i] = binary.LittleEndian.Uint64(sum[:])
 	}
 	return names
+}
+
+// session names the request's session; 0: it has none.
+func (n *blockNamer) session(b namedBlocks) uint64 {
+	if b.session == "" {
+		return 0
+	}
+	mac := hmac.New(sha256.New, n.secret[:])
+	_, _ = mac.Write([]byte("\x00session\x00" + b.session)) // never fails; no block's name begins with a zero byte
+	var sum [sha256.Size]byte
+	mac.Sum(sum[:0])
+	return max(1, binary.LittleEndian.Uint64(sum[:]))
 }

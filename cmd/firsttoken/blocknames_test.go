@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,6 +57,7 @@ func TestRecordsCanBeReplayed(t *testing.T) {
 	j := newJournal(10, 1)
 	for i, p := range []*scoring.Prompt{promptOf(1, 3), promptOf(1, 2), promptOf(500, 2), {}} {
 		d := decision(fmt.Sprint(i))
+		p.Session = []string{"ann", "bob", "ann", ""}[i]
 		d.Prompt, d.Time = p, time.Now().Add(time.Duration(i-10)*time.Second)
 		j.Decided(d)
 		if i == 1 {
@@ -98,8 +100,11 @@ func TestRecordsCanBeReplayed(t *testing.T) {
 	if out := r[1].Output; out < 690 || out > 1000 {
 		t.Errorf("%d tokens of answer, want about 700", out)
 	}
+	if r[0].Session == "" || r[0].Session != r[2].Session || r[0].Session == r[1].Session || strings.Contains(r[0].Session, "ann") {
+		t.Errorf("sessions %q, %q, %q: want the first and the last equal, and no names", r[0].Session, r[1].Session, r[2].Session)
+	}
 	for _, record := range j.last(false) {
-		if len(record.GetPrefixBlocks()) > 0 || record.GetBlockTokens() > 0 {
+		if len(record.GetPrefixBlocks()) > 0 || record.GetBlockTokens() > 0 || record.GetSession() != 0 {
 			t.Errorf("names that nobody asked for: %v", record)
 		}
 	}

@@ -106,6 +106,7 @@ func (j *journal) last(blocks bool) []*firsttokenv1.Decision {
 	for i, e := range entries {
 		if records[i] = e.record; blocks {
 			e.record.PrefixBlocks, e.record.BlockTokens = j.namer.names(e.blocks), count32(e.blocks.size)
+			e.record.Session = j.namer.session(e.blocks)
 		}
 	}
 	return records
@@ -162,6 +163,7 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 			QueuedWork:       float64(c.QueuedArea),
 			UncachedTokens:   count32(c.Uncached),
 			OptimisticTokens: count32(c.Optimistic),
+			RoutedTokens:     count32(c.Routed),
 			HeldTokens:       count32(c.HeldTokens),
 			WorkSeconds:      c.Work,
 			BacklogSeconds:   c.Backlog,

@@ -85,6 +85,7 @@ Times on the command line are seconds or durations (300, 5m). --from, --to,
 	f.Var(&o.SLO, "slo-ttft", "limit of the mean time to first token")
 
 	f.StringVar(&o.CacheSource, "cache-source", o.CacheSource, "where the router knows from what engines hold: events, or routed (what it sent where)")
+	f.BoolVar(&o.Sessions, "sessions", false, "requests tell whose they are (server.session_key): the user or group of a workload, the session of a record, else a guess by the prompt's first block that few have")
 	f.Var(&o.KVDelay, "kv-delay", "how late events of what engines hold arrive")
 	f.BoolVar(&o.HostLoadKnown, "host-seconds-known", false, "count loading from host memory as work")
 	f.BoolVar(&o.Shared, "shared-cache", false, "engines read each other's host memory")
@@ -99,6 +100,8 @@ Times on the command line are seconds or durations (300, 5m). --from, --to,
 	f.IntVar((*int)(&o.Scoring.AttentionTokens), "attention-tokens", int(o.Scoring.AttentionTokens), "scoring.attention_tokens")
 	f.IntVar((*int)(&o.Scoring.BatchTokens), "batch-tokens", int(o.Scoring.BatchTokens), "scoring.batch_tokens (default: what the engines have)")
 	f.IntVar((*int)(&o.Scoring.KVAwareThreshold), "kvaware-threshold", int(o.Scoring.KVAwareThreshold), "scoring.kvaware_threshold")
+	f.Float64Var(&o.Scoring.LoadAwareBeta, "loadaware-beta", o.Scoring.LoadAwareBeta, "scoring.loadaware_beta")
+	f.IntVar((*int)(&o.Scoring.PrefixAwareMinMatch), "prefixaware-min-match", int(o.Scoring.PrefixAwareMinMatch), "scoring.prefixaware_min_match")
 	f.Var((*simulate.Seconds)(&o.Scoring.Hold.Max), "hold-max", "scoring.hold.max, for ttft-hold")
 	f.Float64Var(&o.Scoring.Hold.Steps, "hold-steps", o.Scoring.Hold.Steps, "scoring.hold.steps, for ttft-hold")
 

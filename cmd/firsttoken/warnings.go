@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,9 @@ func (c config) warnings() []string {
 	case c.Scoring.FitPerKind && !slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.Kind != "" }):
 		warn("scoring.fit_per_kind", "is true, but no endpoint has a kind, so all are of one; label them by endpoints[].kind")
 	}
+	if key := c.bySession(); key != "" && c.Server.SessionKey == "" {
+		warn(key, "is %s, but server.session_key is empty: no request has a session, so all go where fewest were sent; name the header there, such as x-user-id", scoring.PolicySession)
+	}
 	for i, m := range c.Prompt.Models {
 		// No fault: a configuration may be checked on another machine.
 		if m.Tokenizer != "" && !onHub(m.Tokenizer) && !holdsTokenizer(m.Tokenizer) {
@@ -39,6 +43,19 @@ func (c config) warnings() []string {
 		warn("lmcache.ask.deadline", "is %s, but server.decision_deadline ends every question after %s; write less here, or more there", ask.Deadline, c.Server.DecisionDeadline)
 	}
 	return list
+}
+
+// bySession is the key that chooses by session; empty: none does.
+func (c config) bySession() string {
+	if c.Scoring.Policy == scoring.PolicySession {
+		return "scoring.policy"
+	}
+	for _, model := range slices.Sorted(maps.Keys(c.Scoring.Models)) {
+		if c.Scoring.Models[model].Policy == scoring.PolicySession {
+			return "scoring.models." + model + ".policy"
+		}
+	}
+	return ""
 }
 
 // serverHeartbeat is how often an lmcache server tells its coordinator that it

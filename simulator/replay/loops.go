@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/firsttoken/firsttoken/simulator/trace"
@@ -45,7 +46,10 @@ func (m MultiRound) Workload() Workload {
 	l.request = func(u, _ int) trace.Request {
 		prompt := said[u] + m.QuestionTokens
 		said[u] = prompt + m.AnswerTokens
-		return trace.Request{Prompt: prompt, Output: m.AnswerTokens, Blocks: blocks(said[u], m.BlockTokens, m.SystemTokens, 0, 1+u)}
+		return trace.Request{
+			Prompt: prompt, Output: m.AnswerTokens, Session: session("user", u),
+			Blocks: blocks(said[u], m.BlockTokens, m.SystemTokens, 0, 1+u),
+		}
 	}
 	l.after = func(_, round int, begun, ended time.Duration) time.Duration {
 		if round == m.Rounds {
@@ -88,7 +92,7 @@ func (s SharedPrefix) Workload() Workload {
 			prompt, output = s.SharedTokens, 1
 		}
 		return trace.Request{
-			Prompt: prompt, Output: output,
+			Prompt: prompt, Output: output, Session: session("client", c),
 			Blocks: blocks(prompt, s.BlockTokens, s.SharedTokens, 0, 1+c*s.Requests+round),
 		}
 	}
@@ -135,7 +139,7 @@ func (f FanOut) Workload() Workload {
 			prompt := prefix + f.OwnLeast + rng.IntN(f.OwnMost-f.OwnLeast+1)
 			all = append(all, trace.Request{
 				At:     at + time.Duration(rng.Float64()*float64(f.Within)),
-				Prompt: prompt, Output: f.OutputTokens,
+				Prompt: prompt, Output: f.OutputTokens, Session: session("group", g),
 				Blocks: blocks(prompt, f.BlockTokens, prefix, 1+g, 1+f.Groups+len(all)),
 			})
 		}
@@ -143,6 +147,9 @@ func (f FanOut) Workload() Workload {
 	slices.SortStableFunc(all, func(a, b trace.Request) int { return cmp.Compare(a.At, b.At) })
 	return Open(all)
 }
+
+// session names one of those whose requests belong together.
+func session(who string, n int) string { return who + " " + strconv.Itoa(n) }
 
 // blocks names the whole blocks of tokens: those within the first common tokens
 // are the same for all of a group, the others are one's own. Groups and owners

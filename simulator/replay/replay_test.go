@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -305,7 +306,11 @@ func everything(policy string) replay.Setup {
 func variants() map[string]replay.Setup {
 	all := make(map[string]replay.Setup)
 	for _, policy := range replay.Policies() {
-		all[policy] = everything(policy)
+		s := everything(policy)
+		if policy == scoring.PolicyPrefix {
+			s.BlockTokens = 16 // own memory is of blocks of 64
+		}
+		all[policy] = s
 	}
 	with := func(name string, change func(*replay.Setup)) {
 		s := everything("ttft")
@@ -327,6 +332,49 @@ func TestTheSameSeedGivesTheSameReport(t *testing.T) {
 		again := run(t, s, replay.Open(requests))
 		if diff := cmp.Diff(first, again, cmp.AllowUnexported(replay.Request{})); diff != "" {
 			t.Errorf("%s: (-first +again):\n%s", name, diff)
+		}
+	}
+}
+
+// With sessions each one stays where it is while the endpoints do; without, the
+// policy knows none.
+func TestSessionsStay(t *testing.T) {
+	requests := busy(5, 300, 50*ms)
+	for i := range requests {
+		requests[i].Session = "s" + strconv.Itoa(i%20)
+	}
+	for _, told := range []bool{true, false} {
+		s := setup(plain, 3, scoring.PolicySession)
+		s.Sessions = told
+		homes, moved := make(map[string]int), 0
+		for _, q := range run(t, s, replay.Open(requests)).Requests {
+			i := slices.IndexFunc(requests, func(r trace.Request) bool { return r.At == q.At })
+			home, known := homes[requests[i].Session]
+			if known && home != q.Endpoint {
+				moved++
+			}
+			homes[requests[i].Session] = q.Endpoint
+		}
+		if len(homes) != 20 || (moved == 0) != told {
+			t.Errorf("sessions told is %v: of %d sessions requests moved %d times", told, len(homes), moved)
+		}
+	}
+}
+
+// prefixaware keeps prompts that begin alike together, whatever the engines tell.
+func TestPrefixAwareKeepsFamilies(t *testing.T) {
+	var requests []trace.Request
+	for i := range 120 {
+		requests = append(requests, trace.Request{At: time.Duration(i) * 200 * ms, Prompt: 128, Output: 2, Blocks: blocks(1+i%6, 8)})
+	}
+	s := setup(plain, 3, scoring.PolicyPrefix)
+	s.BlockTokens, s.Truth = 16, replay.Events
+	homes := make(map[int]int)
+	for i, q := range run(t, s, replay.Open(requests)).Requests {
+		if i < 6 {
+			homes[i] = q.Endpoint
+		} else if homes[i%6] != q.Endpoint {
+			t.Fatalf("request %d of family %d is at %d, the first was at %d", i, i%6, q.Endpoint, homes[i%6])
 		}
 	}
 }

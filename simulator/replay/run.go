@@ -18,6 +18,9 @@ import (
 // setup, or is the context's, where that ended first. Cost: some hundred
 // thousand requests take seconds; most of it is choosing endpoints.
 func Run(ctx context.Context, s Setup, w Workload) (*Report, error) {
+	if s.Policy == scoring.PolicyPrefix {
+		s.Truth = Routed
+	}
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
@@ -238,6 +241,9 @@ func (r *run) arrive() {
 		Sequences: []scoring.Sequence{{
 			Length: r.believed(q.Prompt), Usable: scoring.Tokens(len(chain) * size), Copies: 1, Chain: chain,
 		}},
+	}
+	if r.setup.Sessions {
+		f.prompt.Session = q.Session
 	}
 	if r.setup.Policy == baseline.WithoutOptimistic {
 		f.prompt.BlockTokens = 0

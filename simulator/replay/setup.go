@@ -20,11 +20,14 @@ type Setup struct {
 	Policy string
 	// Scoring is the router's configuration, holding included.
 	Scoring scoring.Config
+	// Sessions: the router is told the requests' sessions.
+	Sessions bool
 	// BlockTokens is what one of the workload's Blocks stands for, and the size
 	// of the engines' blocks and of their host tier's chunks. 0: 512.
 	BlockTokens int
 
-	// Truth is where the router knows from what an engine holds.
+	// Truth is where the router knows from what an engine holds. prefixaware knows
+	// of its own decisions only: it is always Routed.
 	Truth Truth
 	// EventDelay is how late it hears of it, with Events.
 	EventDelay time.Duration

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -26,6 +27,8 @@ type record struct {
 	answer time.Duration // from the first token to the end; negative: not known
 	blocks []uint64
 	ended  bool
+	// session names the client; 0: it is not known.
+	session uint64
 }
 
 // records are decisions by their ids, in the order in which they were first
@@ -117,7 +120,7 @@ func (r *records) add(text []byte) error {
 		return fmt.Errorf("held_seconds is %g, expected 0 to %g", held, float64(maxHeld))
 	}
 	at -= time.Duration(held * float64(time.Second))
-	met := record{at: at, prompt: int(d.GetPromptTokens()), blocks: d.GetPrefixBlocks(), answer: -1, ended: d.GetEnded() != nil}
+	met := record{at: at, prompt: int(d.GetPromptTokens()), blocks: d.GetPrefixBlocks(), session: d.GetSession(), answer: -1, ended: d.GetEnded() != nil}
 	if met.ended && d.TtftSeconds != nil {
 		met.answer = d.GetEnded().AsTime().Sub(d.GetTime().AsTime()) - time.Duration(d.GetTtftSeconds()*float64(time.Second))
 	}
@@ -171,7 +174,11 @@ func (p *pieces) fromRecords(t *Trace) {
 		if r.prompt > 0 && len(r.blocks) == 0 {
 			unnamed++
 		}
-		p.add(Request{At: r.at, Prompt: r.prompt, Output: output, Blocks: r.blocks})
+		request := Request{At: r.at, Prompt: r.prompt, Output: output, Blocks: r.blocks}
+		if r.session != 0 {
+			request.Session = strconv.FormatUint(r.session, 16)
+		}
+		p.add(request)
 	}
 	if guessed > 0 {
 		how := "name the time of one token to take them from the time that each answer took"

@@ -66,7 +66,7 @@ func TestFormatsAreToldByTheirContent(t *testing.T) {
 			[]string{
 				`{"decisions":[
 				 {"id":"b","time":"2026-11-21T10:00:02Z","prompt_tokens":130,"prefix_blocks":["5","6"],"block_tokens":64},
-				 {"id":"a","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["5"],"block_tokens":64,
+				 {"id":"a","time":"2026-11-21T10:00:00Z","prompt_tokens":64,"prefix_blocks":["5"],"block_tokens":64,"session":"31",
 				  "ttft_seconds":0.5,"ended":"2026-11-21T10:00:02.500Z","candidates":[{"endpoint":"x"}],"unheard_of":1}]}` + "\n" +
 					`{"decisions":[{"id":"b","time":"2026-11-21T10:00:02Z","prompt_tokens":130,"prefix_blocks":["5","6"],"block_tokens":64,` +
 					`"ttft_seconds":0.25,"ended":"2026-11-21T10:00:03.250Z"}]}`,
@@ -76,7 +76,7 @@ func TestFormatsAreToldByTheirContent(t *testing.T) {
 			trace.Trace{
 				Format: trace.Decisions, BlockTokens: 64,
 				Requests: []trace.Request{
-					{Prompt: 64, Output: 101, Blocks: []uint64{5}},
+					{Prompt: 64, Output: 101, Blocks: []uint64{5}, Session: "1f"},
 					{At: 2 * time.Second, Prompt: 130, Output: 51, Blocks: []uint64{5, 6}},
 					{At: 3 * time.Second, Prompt: 3, Output: 77},
 				},

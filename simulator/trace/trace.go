@@ -18,6 +18,8 @@ type Request struct {
 	// prompt does not fill: only the first Prompt/BlockTokens can be shared.
 	// Empty: nothing is known to be shared.
 	Blocks []uint64
+	// Session says whose request it is; empty: that is not known.
+	Session string
 }
 
 // Trace is what one or several files hold.

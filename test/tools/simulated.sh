@@ -42,6 +42,8 @@ drawn() {
 
 # Fewer are quicker, for a look.
 seeds=${SEEDS:-3}
+# The service's policies that look at the cache or the load, and those of others.
+compared=kvaware,leastload,qps,roundrobin,ttft,ttft-hold,uncached,lmetric,llmd-affinity,dynamo,oracle
 conversation=conversation_0_2400s.jsonl
 synthetic=synthetic_0_680s.jsonl
 code=azure_llm_2023_code_first.csv
@@ -80,14 +82,14 @@ say <<'TEXT'
 Here a better choice shows most, because what one request gains all behind it gain too. Four engines at a load of .85, where the seed's policy is
 saturated at 1:
 TEXT
-run $conversation --endpoints 4 --speed 1.216 --seeds $seeds --policy all
+run $conversation --endpoints 4 --speed 1.216 --seeds $seeds --policy $compared
 say <<'TEXT'
 
 Eight engines at .85, .95 and 1.0:
 TEXT
 run $conversation --endpoints 8 --speed 2.486 --seeds $seeds --policy ttft,ttft-hold,oracle
 run $conversation --endpoints 8 --speed 2.778 --seeds $seeds --policy ttft,ttft-hold,oracle
-drawn simulated.svg $conversation --endpoints 8 --speed 2.925 --seeds $seeds --policy all
+drawn simulated.svg $conversation --endpoints 8 --speed 2.925 --seeds $seeds --policy $compared
 say <<'TEXT'
 
 Mooncake's synthetic trace, whose prompts are longer and share more:

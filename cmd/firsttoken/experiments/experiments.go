@@ -68,6 +68,8 @@ type policy struct {
 	scoring map[string]any
 	// hold: the service holds requests back.
 	hold bool
+	// sessionKey is the header that tells the service a request's session.
+	sessionKey string
 	// asked: it is run only where it is named.
 	asked bool
 }
@@ -80,6 +82,10 @@ var policies = []policy{
 	{name: "kvaware-2000", scoring: map[string]any{"policy": "kvaware", "kvaware_threshold": 2000}},
 	{name: "qps", scoring: map[string]any{"policy": "qps"}},
 	{name: "roundrobin", scoring: map[string]any{"policy": "roundrobin"}},
+	{name: "loadaware", scoring: map[string]any{"policy": "loadaware"}, asked: true},
+	{name: "prefixaware", scoring: map[string]any{"policy": "prefixaware"}, asked: true},
+	{name: "session", scoring: map[string]any{"policy": "session"}, sessionKey: "x-user-id", asked: true},
+	{name: "random", scoring: map[string]any{"policy": "random"}, asked: true},
 }
 
 // Policies are the names of all rows.
@@ -135,6 +141,7 @@ var experiments = []experiment{
 			load.QPS = float64(load.Users) / (roundGap.Seconds() * scale)
 			load.RampUp = time.Duration(float64(roundGap) * scale)
 			load.IgnoreEOS = true
+			load.UserHeader = true
 			return load
 		},
 		published: map[string]float64{"trapezoid": 0.3968, "kvaware": 0.4788, "qps": 0.5119},
@@ -224,7 +231,7 @@ func (o *Options) one(ctx context.Context, number int, p policy, run int) (resul
 	s, err := stack.Start(starting, stack.Config{
 		Program: o.Program, Envoy: o.Envoy, Tokenizer: o.Tokenizer,
 		Engines: engines, Profile: profile, TimeScale: o.Scale, Model: model,
-		Scoring: p.scoring, Hold: p.hold, Truth: stack.KVEvents,
+		Scoring: p.scoring, Hold: p.hold, SessionKey: p.sessionKey, Truth: stack.KVEvents,
 	})
 	if err != nil {
 		return result{}, err

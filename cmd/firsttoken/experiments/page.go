@@ -46,6 +46,11 @@ func newPage(o Options, results []result) *page {
 	return p
 }
 
+// ran reports whether any of these policies was run.
+func (p *page) ran(policies ...string) bool {
+	return slices.ContainsFunc(p.rows, func(r row) bool { return slices.Contains(policies, r.policy) })
+}
+
 // row is false where the policy was not run.
 func (p *page) row(number int, policy string) (row, bool) {
 	var runs []result
@@ -163,6 +168,10 @@ func (p *page) markdown() string {
 	if p.options.Runs > 1 {
 		times = fmt.Sprintf("%d times", p.options.Runs)
 	}
+	others := ""
+	if p.ran("loadaware", "prefixaware", "session", "random") {
+		others = "- `loadaware`, `prefixaware` and `random` are the policies of these names; `session` keeps each user of experiment 1 on one engine (`x-user-id`).\n"
+	}
 	fmt.Fprintf(&b, `# Two experiments on real Envoy
 
 Written by `+"`%s`"+`; each run is in [%s](%s).
@@ -179,7 +188,7 @@ LMCache would add a tier of host memory that these engines, like the profile, do
 - `+"`ttft`"+` is ours, `+"`ttft-hold`"+` (where it was run) the same with holding, `+"`trapezoid`"+` the policy of the proposal (published as TTFT), with exact bookings.
 - `+"`kvaware`"+` follows the longest match, and of equals always the same, as published; `+"`kvaware-2000`"+` only where at most 2000 tokens are left to compute, else it is `+"`qps`"+`.
 - `+"`qps`"+` takes the engine with the fewest requests per second, `+"`roundrobin`"+` takes turns.
-
+%s
 *Estimate off by* is the median of the distance between the time to first token that the service told when it chose and what it then
 measured, as a part of the latter. Every policy's choice comes with the same estimate.
 
@@ -187,7 +196,7 @@ In experiment 1 the mean is made by the first rounds, in which all histories are
 cached and wait for a step or two of the engine. How `+"`kvaware`"+` fares there is decided by few choices: which engine is first to hold what all
 share, and how soon the other does. In experiment 2 all policies that spread the load are alike; it shows what following a match costs.
 
-`, p.options.Command, dataFile, dataFile, time, profile, times)
+`, p.options.Command, dataFile, dataFile, time, profile, times, others)
 	text := p.tables()
 	for i, e := range experiments {
 		heading := "## " + e.title + "\n\n"

@@ -59,6 +59,7 @@ type Options struct {
 
 	// What the router knows, and how: see replay.Setup.
 	CacheSource   string
+	Sessions      bool
 	KVDelay       Seconds
 	HostLoadKnown bool
 	Shared        bool
@@ -135,6 +136,9 @@ func (o *Options) validate() error {
 			add("unknown policy %q; write one of %s", id, strings.Join(known, ", "))
 		}
 	}
+	if !o.Sessions && slices.Contains(append(o.expanded(), o.Reference), scoring.PolicySession) {
+		add("policy %s: requests tell no session; add --sessions", scoring.PolicySession)
+	}
 	if !slices.Contains([]string{outputTable, outputJSON, outputCSV}, o.Output) {
 		add("--output %q is unknown; write table, json or csv", o.Output)
 	}
@@ -178,7 +182,7 @@ var cacheSources = map[string]replay.Truth{"events": replay.Events, "routed": re
 
 // Names for several policies at once.
 const (
-	allPolicies = "all"      // but those with a term left out
+	allPolicies = "all"      // but those with a term left out, and session where there are none
 	ablation    = "ablation" // ttft, and ttft with each of its terms left out
 )
 
@@ -189,6 +193,9 @@ func (o *Options) expanded() []string {
 		switch id {
 		case allPolicies, ablation:
 			for _, known := range Policies() {
+				if known == scoring.PolicySession && !o.Sessions {
+					continue
+				}
 				lacking := strings.HasPrefix(known, scoring.PolicyTTFT+"-without-")
 				if lacking == (id == ablation) || id == ablation && known == scoring.PolicyTTFT {
 					ids = append(ids, known)
@@ -243,7 +250,8 @@ func (o *Options) setup(block int) (replay.Setup, error) {
 	}
 	s := replay.Setup{
 		Endpoints: endpoints, Scoring: o.Scoring, BlockTokens: block,
-		Truth: cacheSources[o.CacheSource], EventDelay: time.Duration(o.KVDelay),
+		Sessions: o.Sessions,
+		Truth:    cacheSources[o.CacheSource], EventDelay: time.Duration(o.KVDelay),
 		Shared: o.Shared, FetchPerToken: o.FetchSeconds,
 		Replicas: o.Replicas, Ledger: o.Ledger,
 		TokenBias: o.TokenBias, TokenSigma: o.TokenSigma,

@@ -82,6 +82,11 @@ func (s *study) readTrace() (block int, err error) {
 	for _, note := range t.Notes {
 		fmt.Fprintln(o.Notes, "note:", note)
 	}
+	if o.Sessions {
+		if named := trace.NameSessions(t.Requests); named > 0 {
+			fmt.Fprintf(o.Notes, "note: whose %d of %d requests are is guessed by the first block that few prompts have\n", named, len(t.Requests))
+		}
+	}
 	if err := s.cut(t.Requests); err != nil {
 		return 0, err
 	}

@@ -28,7 +28,7 @@ func (s *Stack) serviceConfig() ([]byte, error) {
 	}
 	const anyPort = "127.0.0.1:0"
 	return yaml.Marshal(section{
-		"server":    section{"listen": anyPort},
+		"server":    section{"listen": anyPort, "session_key": s.cfg.SessionKey},
 		"admin":     section{"listen": anyPort},
 		"endpoints": endpoints,
 		"scoring":   s.cfg.Scoring,

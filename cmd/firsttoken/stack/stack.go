@@ -46,8 +46,10 @@ type Config struct {
 	// Scoring is the section scoring of the service's configuration.
 	Scoring map[string]any
 	// Hold: the service may hold requests back, and Envoy lets it.
-	Hold  bool
-	Truth Truth
+	Hold bool
+	// SessionKey is the service's server.session_key.
+	SessionKey string
+	Truth      Truth
 }
 
 // CheckEnvoy says how to get Envoy where it is missing.

@@ -40,8 +40,8 @@ type Decision struct {
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	// The id of the policy that chose, as in scoring.policy.
 	Policy string `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
-	// Why the first candidate was chosen: only, turn, cached, spread, idle or
-	// load.
+	// Why the first candidate was chosen: only, turn, chance, session, short,
+	// cached, spread, idle or load.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The length of the prompt, summed over the request's prompts.
 	PromptTokens uint32 `protobuf:"varint,6,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
@@ -85,7 +85,11 @@ type Decision struct {
 	SecondsPerStep float64 `protobuf:"fixed64,20,opt,name=seconds_per_step,json=secondsPerStep,proto3" json:"seconds_per_step,omitempty"`
 	// Seconds that the request was held before the choice was made; absent where
 	// it was not.
-	HeldSeconds   *float64 `protobuf:"fixed64,21,opt,name=held_seconds,json=heldSeconds,proto3,oneof" json:"held_seconds,omitempty"`
+	HeldSeconds *float64 `protobuf:"fixed64,21,opt,name=held_seconds,json=heldSeconds,proto3,oneof" json:"held_seconds,omitempty"`
+	// Names the request's session (server.session_key): equal for equal ones, and
+	// keyed with the same secret as prefix_blocks. 0: it has none. Only in
+	// /decisions?blocks=true.
+	Session       uint64 `protobuf:"fixed64,40,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +271,13 @@ func (x *Decision) GetHeldSeconds() float64 {
 	return 0
 }
 
+func (x *Decision) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 // Candidate is one endpoint as it was weighed for one request.
 type Candidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -310,7 +321,10 @@ type Candidate struct {
 	// Prompt tokens that the engine would compute, given cached_tokens.
 	UncachedTokens uint32 `protobuf:"varint,17,opt,name=uncached_tokens,json=uncachedTokens,proto3" json:"uncached_tokens,omitempty"`
 	// KV memory in use there by the requests in flight, in tokens.
-	HeldTokens    uint32 `protobuf:"varint,18,opt,name=held_tokens,json=heldTokens,proto3" json:"held_tokens,omitempty"`
+	HeldTokens uint32 `protobuf:"varint,18,opt,name=held_tokens,json=heldTokens,proto3" json:"held_tokens,omitempty"`
+	// Prompt tokens that were sent there before, where the policy asks for that
+	// (prefixaware).
+	RoutedTokens  uint32 `protobuf:"varint,40,opt,name=routed_tokens,json=routedTokens,proto3" json:"routed_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -471,6 +485,13 @@ func (x *Candidate) GetHeldTokens() uint32 {
 	return 0
 }
 
+func (x *Candidate) GetRoutedTokens() uint32 {
+	if x != nil {
+		return x.RoutedTokens
+	}
+	return 0
+}
+
 // Claim is what one source of cache truth said of one endpoint for one request.
 type Claim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -539,7 +560,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x06\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x06\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -566,13 +587,14 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x05kappa\x18\x12 \x01(\x01R\x05kappa\x12*\n" +
 	"\x11seconds_per_token\x18\x13 \x01(\x01R\x0fsecondsPerToken\x12(\n" +
 	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStep\x12&\n" +
-	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01B\x11\n" +
+	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01\x12\x18\n" +
+	"\asession\x18( \x01(\x06R\asessionB\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
 	"\b_outcomeB\x0f\n" +
-	"\r_held_seconds\"\xfb\x04\n" +
+	"\r_held_seconds\"\xa0\x05\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
@@ -594,7 +616,8 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x04cost\x18\x10 \x01(\x01R\x04cost\x12'\n" +
 	"\x0funcached_tokens\x18\x11 \x01(\rR\x0euncachedTokens\x12\x1f\n" +
 	"\vheld_tokens\x18\x12 \x01(\rR\n" +
-	"heldTokensB\x10\n" +
+	"heldTokens\x12#\n" +
+	"\rrouted_tokens\x18( \x01(\rR\froutedTokensB\x10\n" +
 	"\x0e_cached_tokens\"X\n" +
 	"\x05Claim\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12#\n" +
