@@ -43,7 +43,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		st.booking = d.Reservation
 	}
 	st.enter(phaseWaiting)
-	if err := st.send(reply(d)); err != nil {
+	if err := st.send(st.renaming(reply(d))); err != nil {
 		// The request cannot have left by our word.
 		st.release(scoring.OutcomeCancelled)
 		return err
@@ -98,6 +98,7 @@ func (st *stream) size(ctx context.Context, whole bool) (*scoring.Prompt, error)
 			return nil, err
 		}
 		p = encoded
+		st.rename(p)
 		p.FillChain()
 		st.metrics.stage(stageEncode, time.Since(received))
 	}

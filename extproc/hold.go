@@ -58,7 +58,9 @@ func (st *stream) await(o offered) (*scoring.Decision, error) {
 	st.enter(phaseHeld)
 	defer st.enter(phaseDeciding)
 	if st.dialect.request != bodyDuplex {
-		st.body = nil // it is not sent back, and may wait for long
+		if !st.renamed {
+			st.body = nil // it is not sent back, and may wait for long
+		}
 		if err := st.send(st.patience()); err != nil {
 			st.drop(o, began)
 			return nil, err

@@ -120,8 +120,8 @@ func NewServer(cfg Config, deps Deps) *Server {
 	s.draining, s.beginDrain = context.WithCancel(s.stopping)
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
-		// Replies in full duplex are chunks; nothing larger is ever sent.
-		grpc.MaxSendMsgSize(messageOverhead),
+		// A buffered body with another model's name is sent back whole.
+		grpc.MaxSendMsgSize(cfg.BodyLimit+messageOverhead),
 		// Envoys ping once a second to find a service that hangs, and are not sent
 		// away for it.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),

@@ -44,6 +44,9 @@ type stream struct {
 	unread bool
 	// decided: the choice was made, or left to Envoy.
 	decided bool
+	// renamed: body names another model than the client did, and takes the place of
+	// what came.
+	renamed bool
 	// booking is the decision's; nil where there is none.
 	booking *scoring.Reservation
 

@@ -37,6 +37,9 @@ type Options struct {
 	// TLS is how engines behind https are verified; nil: by the system's
 	// authorities.
 	TLS *tls.Config
+	// Aliases are further names of models that the engines do not know, each with
+	// the model's own name.
+	Aliases map[string]string
 	// Now is the clock of templates that print the date; nil: time.Now.
 	Now func() time.Time
 }
@@ -50,6 +53,7 @@ type Encoder struct {
 	metrics  *Metrics
 	now      func() time.Time
 	models   map[string]*served // by name and alias
+	aliases  map[string]string  // names that engines do not know
 	list     []*served          // each once
 	only     *served            // the model, where there is one
 	renderer *renderer          // nil: engines are not asked
@@ -93,6 +97,7 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 		metrics: o.Metrics,
 		now:     o.Now,
 		models:  map[string]*served{},
+		aliases: o.Aliases,
 		slots:   semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		parsing: semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		loaded:  make(chan struct{}),
@@ -254,15 +259,13 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 	if r.SessionKey != "" {
 		p.Session = sessionOf(d.root().get(r.SessionKey))
 	}
-	if f.model.kind() == kindString {
-		p.Model = strings.Clone(f.model.str())
-	}
+	e.names(p, &f)
 	if path == "" {
 		d.release()
 		return p, fallbackNone, nil
 	}
 	p.Streamed, p.NoCache, p.Salt = f.streamed(), f.uncached(path), f.salt()
-	j := job{path: path, body: r.Body, doc: d, fields: f, late: late}
+	j := job{path: path, body: r.Body, doc: d, fields: f, late: late, named: p}
 	j.tokenizable = f.tokenizable(path)
 	return p, e.fill(ctx, p, j), nil
 }
@@ -313,6 +316,8 @@ type job struct {
 	late   bool // there was no time for a whole tape
 	// tokenizable: an engine's /tokenize gives the same ids as its render.
 	tokenizable bool
+	// named is the prompt that is made, for the model's names.
+	named *scoring.Prompt
 }
 
 // fill gives p its sequences, and says why where they have no token ids. It
@@ -435,7 +440,7 @@ func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Enc
 func (e *Encoder) encodeThere(ctx context.Context, s *served, j job) ([]EncodedPrompt, scoring.TokenSource, fallback) {
 	limited, cancel := context.WithTimeout(ctx, e.cfg.RemoteTimeout)
 	defer cancel()
-	prompts, err := e.renderer.render(limited, s.cfg.Name, j.path, j.body, j.tokenizable)
+	prompts, err := e.renderer.render(limited, s.cfg.Name, j.path, Rename(j.body, j.named), j.tokenizable)
 	switch {
 	case err == nil:
 		return prompts, scoring.TokensRemote, fallbackNone

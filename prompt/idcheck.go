@@ -144,7 +144,7 @@ func (c *IDCheck) Offer(r Request, p *scoring.Prompt) {
 		}
 		m.mu.Lock()
 		if m.sample == nil {
-			r.Body = bytes.Clone(r.Body)
+			r.Body = bytes.Clone(Rename(r.Body, p))
 			m.sample = &sampled{Request: r}
 		}
 		m.mu.Unlock()

@@ -9,8 +9,14 @@ type Tokens int
 // Whoever built it must not change it after handing it to Pick; readers share
 // it without copying.
 type Prompt struct {
-	// Model is the name the client asked for; empty where it named none.
+	// Model is the name the client asked for, or where that is an alias the model
+	// behind it; empty where it named none.
 	Model string
+	// Alias is the name that the client used in place of Model, which engines do
+	// not know; empty: it used Model. AliasAt is where it stands in the request's
+	// body, quotes included: the first byte's index, and the one after the last.
+	Alias   string
+	AliasAt [2]int
 	// Sequences are the prompts of the request, one for chat, one per element
 	// for a completion with a list of prompts. Empty: the request has no
 	// prefill that we can size (another path, no body); it is routed by load.
