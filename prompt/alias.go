@@ -9,7 +9,7 @@ import (
 
 // names tells p the model of the body's fields: where the client used an alias,
 // the model behind it, and where in the body the alias stands.
-func (e *Encoder) names(p *scoring.Prompt, f *fields) {
+func (e *Encoder) names(p *scoring.Prompt, f *fields, body []byte) {
 	if f.model.kind() != kindString {
 		return
 	}
@@ -19,9 +19,13 @@ func (e *Encoder) names(p *scoring.Prompt, f *fields) {
 		return
 	}
 	p.Alias, p.Model = p.Model, model
-	// A string's node lies between its quotes.
-	n := f.model.node()
-	p.AliasAt = [2]int{int(n.start) - 1, int(n.end) + 1}
+	// A string's node lies between its quotes, in a text that may begin behind a
+	// byte order mark.
+	n, before := f.model.node(), len(body)-len(f.model.doc.text)
+	p.AliasAt = [2]int{before + int(n.start) - 1, before + int(n.end) + 1}
+	// Who goes on with the fields must not look for the alias among the model's
+	// own names.
+	f.model = value{}
 }
 
 // Rename is body, the one that p was made of, as an engine must get it: with the

@@ -259,7 +259,7 @@ func (e *Encoder) prompt(ctx context.Context, r Request) (*scoring.Prompt, fallb
 	if r.SessionKey != "" {
 		p.Session = sessionOf(d.root().get(r.SessionKey))
 	}
-	e.names(p, &f)
+	e.names(p, &f, r.Body)
 	if path == "" {
 		d.release()
 		return p, fallbackNone, nil

@@ -45,6 +45,12 @@ type config struct {
 	Scoring scoring.Config `yaml:"scoring"`
 	// Prompt sets how requests become tokens.
 	Prompt prompt.Config `yaml:"prompt"`
+	// Aliases are further names of models, {alias: model}: what a client asks for by
+	// an alias leaves with the model's own name in its body. It needs a service
+	// that is up and a body that it may change (docs/from-production-stack.md):
+	// names that the engines know themselves (vLLM's --served-model-name) belong
+	// into endpoints[].models.
+	Aliases map[string]string `yaml:"aliases"`
 	// Endpoints are the engines.
 	Endpoints []discovery.Entry `yaml:"endpoints"`
 	// Discovery sets how the endpoints are watched.
@@ -138,6 +144,7 @@ func (c config) validate() error {
 		c.Admin.Validate("admin"),
 		c.Scoring.Validate("scoring"),
 		c.Prompt.Validate("prompt"),
+		c.validateAliases(),
 		discovery.ValidateEntries("endpoints", c.Endpoints),
 		c.Discovery.Validate("discovery"),
 		c.Counters.Validate("counters"),

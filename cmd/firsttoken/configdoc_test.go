@@ -104,6 +104,8 @@ func (d *configDoc) rows(b *strings.Builder, v reflect.Value, path string) {
 		d.rows(b, element(v.Type().Elem()), path+"[]")
 	case v.Kind() == reflect.Map && v.Type().Elem().Kind() == reflect.Struct:
 		d.rows(b, element(v.Type().Elem()), path+".NAME")
+	case v.Kind() == reflect.Map:
+		fmt.Fprintf(b, "| `%s.NAME` | | As said above. |\n", path)
 	case v.Kind() == reflect.Struct:
 		if first, ok := d.seen[v.Type()]; ok {
 			fmt.Fprintf(b, "| `%s.…` | | The same keys as `%s`. |\n", path, first)

@@ -151,6 +151,9 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 		r.DecisionSeconds = (d.Time.Sub(d.Prompt.Received) - d.Held).Seconds()
 	}
 	r.Kappa, r.SecondsPerToken, r.SecondsPerStep = d.Pool.Kappa, d.Pool.SecondsPerToken, d.Pool.SecondsPerStep
+	if d.Prompt.Alias != "" {
+		r.Alias = new(d.Prompt.Alias)
+	}
 	if d.Held > 0 {
 		r.HeldSeconds = new(d.Held.Seconds())
 	}

@@ -192,6 +192,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		APIKey:   apiKey,
 		Fetch:    fetch,
 		TLS:      tls,
+		Aliases:  cfg.Aliases,
 	}
 	if s.encoder, err = prompt.NewEncoder(cfg.Prompt, options); err != nil { //nolint:contextcheck // It lives until close.
 		return nil, err

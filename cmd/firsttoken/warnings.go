@@ -30,6 +30,9 @@ func (c config) warnings() []string {
 	if key := c.bySession(); key != "" && c.Server.SessionKey == "" {
 		warn(key, "is %s, but server.session_key is empty: no request has a session, so all go where fewest were sent; name the header there, such as x-user-id", scoring.PolicySession)
 	}
+	for _, alias := range c.servedNowhere() {
+		warn("aliases."+alias, "stands for %q, which no endpoint serves: such requests are answered 404; write a name of endpoints[].models", c.Aliases[alias])
+	}
 	for i, m := range c.Prompt.Models {
 		// No fault: a configuration may be checked on another machine.
 		if m.Tokenizer != "" && !onHub(m.Tokenizer) && !holdsTokenizer(m.Tokenizer) {

@@ -1,6 +1,7 @@
 package envoy_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -31,11 +32,24 @@ type engine struct {
 	server   *http.Server
 	requests atomic.Int64
 	bytes    atomic.Int64
+	// bodies, when set, gets every request whole.
+	bodies chan received
 	// seen are the request headers that came.
 	seen chan http.Header
 	// cancelled gets a value for each request that the client gave up.
 	cancelled chan struct{}
 }
+
+// received is a request as an engine read it.
+type received struct {
+	uri    string
+	header http.Header
+	length int64 // Content-Length; -1: chunked
+	body   string
+}
+
+// keepsBodies makes an engine keep what it reads.
+func keepsBodies(e *engine) { e.bodies = make(chan received, 64) }
 
 // startEngine serves until the test ends.
 func startEngine(t *testing.T, change ...func(*engine)) *engine {
@@ -83,9 +97,17 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		echo(w)
 		return
 	}
-	n, err := io.Copy(io.Discard, r.Body)
+	var into io.Writer = io.Discard
+	var body bytes.Buffer
+	if e.bodies != nil {
+		into = &body
+	}
+	n, err := io.Copy(into, r.Body)
 	if err != nil {
 		return
+	}
+	if e.bodies != nil {
+		e.bodies <- received{r.RequestURI, r.Header.Clone(), r.ContentLength, body.String()}
 	}
 	e.requests.Add(1)
 	e.bytes.Add(n)

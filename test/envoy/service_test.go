@@ -49,18 +49,26 @@ func startServiceOn(t *testing.T, l net.Listener, policy string, engines ...*eng
 // startServiceWith serves on l and chooses as cfg says.
 func startServiceWith(t *testing.T, l net.Listener, choice scoring.Config, engines ...*engine) *service {
 	t.Helper()
+	return startServiceFrom(t, l, choice, endpoints(engines), func(*extproc.Config, *extproc.Deps) {})
+}
+
+// startServiceFrom serves a pool on l, set up as change does.
+func startServiceFrom(t *testing.T, l net.Listener, choice scoring.Config, pool []scoring.Endpoint, change func(*extproc.Config, *extproc.Deps)) *service {
+	t.Helper()
 	picker, err := scoring.NewPicker(choice, time.Now, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	picker.SetEndpoints(endpoints(engines))
+	picker.SetEndpoints(pool)
 	s := &service{picker: picker, metrics: prometheus.NewRegistry(), events: newEvents()}
 	cfg := extproc.DefaultConfig()
 	cfg.BodyLimit, cfg.DrainDelay = bodyLimit, 0
-	s.server = extproc.NewServer(cfg, extproc.Deps{
+	deps := extproc.Deps{
 		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(s.metrics),
 		Log: slog.New(slog.DiscardHandler), Observer: s.events, Probe: s.events.probe,
-	})
+	}
+	change(&cfg, &deps)
+	s.server = extproc.NewServer(cfg, deps)
 	s.address = l.Addr().String()
 	s.server.SetReady(true)
 	served := make(chan error, 1)

@@ -36,7 +36,8 @@ type Decision struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// When the choice was made.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// The model the client asked for; empty where it named none.
+	// The model the client asked for, or the one behind the alias that it used;
+	// empty where it named none.
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	// The id of the policy that chose, as in scoring.policy.
 	Policy string `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
@@ -89,7 +90,10 @@ type Decision struct {
 	// Names the request's session (server.session_key): equal for equal ones, and
 	// keyed with the same secret as prefix_blocks. 0: it has none. Only in
 	// /decisions?blocks=true.
-	Session       uint64 `protobuf:"fixed64,40,opt,name=session,proto3" json:"session,omitempty"`
+	Session uint64 `protobuf:"fixed64,40,opt,name=session,proto3" json:"session,omitempty"`
+	// The name that the client used in place of the model's; absent where it used
+	// none of aliases.
+	Alias         *string `protobuf:"bytes,42,opt,name=alias,proto3,oneof" json:"alias,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -276,6 +280,13 @@ func (x *Decision) GetSession() uint64 {
 		return x.Session
 	}
 	return 0
+}
+
+func (x *Decision) GetAlias() string {
+	if x != nil && x.Alias != nil {
+		return *x.Alias
+	}
+	return ""
 }
 
 // Candidate is one endpoint as it was weighed for one request.
@@ -560,7 +571,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x06\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\a\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -588,13 +599,15 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x11seconds_per_token\x18\x13 \x01(\x01R\x0fsecondsPerToken\x12(\n" +
 	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStep\x12&\n" +
 	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01\x12\x18\n" +
-	"\asession\x18( \x01(\x06R\asessionB\x11\n" +
+	"\asession\x18( \x01(\x06R\asession\x12\x19\n" +
+	"\x05alias\x18* \x01(\tH\x05R\x05alias\x88\x01\x01B\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
 	"\b_outcomeB\x0f\n" +
-	"\r_held_seconds\"\xa0\x05\n" +
+	"\r_held_secondsB\b\n" +
+	"\x06_alias\"\xa0\x05\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12(\n" +
