@@ -64,6 +64,10 @@ type Entry struct {
 	// Kind labels the kind of engine, hardware and settings, for
 	// scoring.fit_per_kind; all without a label are of one kind.
 	Kind string `yaml:"kind"`
+	// Role is what the engine does of a request: both (also where it is empty), or
+	// prefill or decode alone. One that does a part only is probed and shown, but
+	// never chosen for a whole request, nor does Envoy's fallback send it any.
+	Role string `yaml:"role"`
 	// Cluster is the Envoy cluster that holds this endpoint alone, for routes
 	// with cluster_header; empty: the name. Where the host name has several
 	// addresses no cluster is told, only the address.
@@ -178,6 +182,7 @@ func (e Entry) validate(path string) []error {
 	if _, err := parseAddress(e.Address); err != nil {
 		faults = append(faults, fmt.Errorf("%s.address: %w", path, err))
 	}
+	faults = append(faults, e.validateRole(path)...)
 	seen := make(map[string]bool, len(e.Models))
 	for i, m := range e.Models {
 		switch {

@@ -221,6 +221,7 @@ func (r *roster) endpoint(m *member, alone bool) scoring.Endpoint {
 		ID:      m.id,
 		Name:    name,
 		Kind:    e.Kind,
+		Role:    e.RoleOf(),
 		Address: m.address.String(),
 		Cluster: cmp.Or(e.Cluster, name),
 		Models:  m.serves.names,

@@ -30,11 +30,27 @@ type Endpoint struct {
 	// Kind labels the kind of engine, hardware and settings; empty: all that have
 	// no label are of one kind.
 	Kind string
+	// Role is what the engine does of a request; only one that does all of it is a
+	// candidate.
+	Role Role
 	// Ready is false after failed probes; such an endpoint is no candidate.
 	Ready bool
 	// Cache tells the cache sources who this endpoint is to them.
 	Cache CacheIdentity
 }
+
+// Role is what an engine does of a request.
+type Role string
+
+// The roles.
+const (
+	// RoleBoth: it takes whole requests.
+	RoleBoth Role = ""
+	// RolePrefill and RoleDecode: it computes prompts for another engine, or goes
+	// on with what another one computed.
+	RolePrefill Role = "prefill"
+	RoleDecode  Role = "decode"
+)
 
 // CacheIdentity is how an endpoint is known to the systems that report what it
 // has cached. Every field may be empty.
@@ -78,6 +94,9 @@ type EventFeed struct {
 type TierCapacity struct {
 	GPU, CPU, Storage Tokens
 }
+
+// TakesRequests reports whether the endpoint may be sent requests now.
+func (e *Endpoint) TakesRequests() bool { return e.Ready && e.Role == RoleBoth }
 
 // Serves reports whether the endpoint may be sent a request for model. An
 // endpoint whose models are not known yet serves all; the empty model is

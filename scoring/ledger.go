@@ -172,7 +172,7 @@ func (l *ledger) sync(endpoints []Endpoint) {
 		present[e.ID] = a
 		id := kindID{e.pool(), e.Kind}
 		pools[id.pool], kinds[id] = true, true
-		a.ready, a.pool, a.kind = e.Ready, l.poolLocked(id.pool), l.kindLocked(id)
+		a.ready, a.pool, a.kind = e.TakesRequests(), l.poolLocked(id.pool), l.kindLocked(id)
 	}
 	gone := make(map[*account]bool)
 	for id, a := range l.accounts {

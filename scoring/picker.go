@@ -161,7 +161,7 @@ func eligible(all []Endpoint, prompt *Prompt) ([]Endpoint, error) {
 	if model == "" && prompt.Source != TokensNone && severalModels(all) {
 		return nil, ErrModelRequired
 	}
-	may := func(e *Endpoint) bool { return e.Ready && e.Serves(model) }
+	may := func(e *Endpoint) bool { return e.TakesRequests() && e.Serves(model) }
 	n, served, allKnown := 0, false, true
 	for i := range all {
 		e := &all[i]

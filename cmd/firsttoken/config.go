@@ -401,6 +401,9 @@ func (c config) summary() string {
 		if len(e.Models) > 0 {
 			fmt.Fprintf(&b, ", serves %s", strings.Join(e.Models, ", "))
 		}
+		if role := e.RoleOf(); role != scoring.RoleBoth {
+			fmt.Fprintf(&b, ", %s only", role)
+		}
 		if e.LMCache.Instance != "" {
 			fmt.Fprintf(&b, ", LMCache instance %s", e.LMCache.Instance)
 			if !c.LMCache.Enabled && c.LMCache.Ask.Controller == "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // newEnvoyCommand makes "firsttoken envoy": what Envoy must be told.
@@ -131,6 +132,9 @@ func forEnvoy(cfg config, proxy *envoy.Config) error {
 		return err
 	}
 	for _, e := range cfg.Endpoints {
+		if e.RoleOf() != scoring.RoleBoth {
+			continue // Envoy must not choose it either.
+		}
 		endpoint, err := endpointForEnvoy(e)
 		if err != nil {
 			return err

@@ -145,6 +145,8 @@ type endpointStatus struct {
 	Cluster string   `json:"cluster"`
 	Models  []string `json:"models"`
 	Ready   bool     `json:"ready"`
+	// Role is absent where the engine takes whole requests.
+	Role scoring.Role `json:"role,omitempty"`
 	// Draining: it gets no new requests because its configuration says so.
 	Draining bool `json:"draining,omitempty"`
 	// Probed is when the last health probe ended; null before the first. Fault
@@ -233,6 +235,7 @@ func (s *service) status() status {
 			Cluster:       e.Endpoint.Cluster,
 			Models:        e.Endpoint.Models,
 			Ready:         e.Endpoint.Ready,
+			Role:          e.Endpoint.Role,
 			Draining:      e.Draining,
 			QueuedSeconds: o.Backlog.Seconds(),
 			QueuedWork:    float64(o.QueuedArea),

@@ -30,6 +30,9 @@ func (c config) warnings() []string {
 	if key := c.bySession(); key != "" && c.Server.SessionKey == "" {
 		warn(key, "is %s, but server.session_key is empty: no request has a session, so all go where fewest were sent; name the header there, such as x-user-id", scoring.PolicySession)
 	}
+	if len(c.Endpoints) > 0 && !slices.ContainsFunc(c.Endpoints, func(e discovery.Entry) bool { return e.RoleOf() == scoring.RoleBoth }) {
+		warn("endpoints", "each has the role prefill or decode, so none takes a whole request and all are refused; leave role out where an engine does both")
+	}
 	for _, alias := range c.servedNowhere() {
 		warn("aliases."+alias, "stands for %q, which no endpoint serves: such requests are answered 404; write a name of endpoints[].models", c.Aliases[alias])
 	}

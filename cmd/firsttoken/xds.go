@@ -17,6 +17,7 @@ import (
 	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/envoy/xds"
 	"github.com/firsttoken/firsttoken/extproc"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // validateXDS joins all faults of what Envoys are told at run time.
@@ -140,6 +141,9 @@ func (m *management) run(ctx context.Context, group *errgroup.Group, watcher *di
 func members(endpoints []discovery.Status) []envoy.Member {
 	list := make([]envoy.Member, 0, len(endpoints))
 	for _, e := range endpoints {
+		if e.Endpoint.Role != scoring.RoleBoth {
+			continue // Envoy must not choose it either.
+		}
 		m := envoy.Member{Address: e.Endpoint.Address, Cluster: e.Endpoint.Cluster, TLS: e.TLS, Host: e.Host, Health: envoy.Healthy}
 		switch {
 		case e.Draining:
