@@ -32,8 +32,10 @@ func TestAlias(t *testing.T) {
 	}{
 		{"short", "/v1/completions", `{"model":"fast","prompt":"hello"}`, `{"model":"m","prompt":"hello"}`},
 		{"long", "/v1/completions", `{"prompt":"` + long + `", "model" : "fast"}`, `{"prompt":"` + long + `", "model" : "m"}`},
-		{"escaped", "/v1/chat/completions", `{"\u006dodel":"\u0066as\u0074","messages":[{"role":"user","content":"{\"model\":\"fast\"} é"}]}`,
-			`{"\u006dodel":"m","messages":[{"role":"user","content":"{\"model\":\"fast\"} é"}]}`},
+		{
+			"escaped", "/v1/chat/completions", `{"\u006dodel":"\u0066as\u0074","messages":[{"role":"user","content":"{\"model\":\"fast\"} é"}]}`,
+			`{"\u006dodel":"m","messages":[{"role":"user","content":"{\"model\":\"fast\"} é"}]}`,
+		},
 		{"doubled", "/v1/completions", `{"model":"m","model":"fast","prompt":"fast","x":{"model":"fast"}}`, `{"model":"m","model":"m","prompt":"fast","x":{"model":"fast"}}`},
 		{"the last counts", "/v1/completions", `{"model":"fast","model":"m","prompt":"fast"}`, `{"model":"fast","model":"m","prompt":"fast"}`},
 		{"another path", "/v1/embeddings", `{"input":["fast"],"model":"fast"}`, `{"input":["fast"],"model":"m"}`},

@@ -97,7 +97,7 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		echo(w)
 		return
 	}
-	var into io.Writer = io.Discard
+	into := io.Discard
 	var body bytes.Buffer
 	if e.bodies != nil {
 		into = &body
