@@ -17,7 +17,9 @@ func TestRolesAreInNoPool(t *testing.T) {
 	cfg.Endpoints = []discovery.Entry{
 		{Address: "10.0.0.1:8000", Role: "prefill"}, {Address: "10.0.0.2:8000", Role: "both"}, {Address: "10.0.0.3:8000", Role: "decode"}, {Address: "10.0.0.4:8000"},
 	}
-	text, err := staticBootstrap(cfg, envoy.Config{Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Route: envoy.RouteOverrideHost})
+	text, err := staticBootstrap(cfg, envoy.Config{
+		Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Service: "127.0.0.1:9002", Route: envoy.RouteOverrideHost,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
