@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -47,12 +48,12 @@ func newEngineClient(t target, address string, tlsConfig *tls.Config, apiKey str
 
 // statusError is an answer other than 2xx.
 type statusError struct {
-	path   string
-	status int
+	method, path string
+	status       int
 }
 
 func (e *statusError) Error() string {
-	return fmt.Sprintf("GET %s: status %d", e.path, e.status)
+	return fmt.Sprintf("%s %s: status %d", e.method, e.path, e.status)
 }
 
 // health is nil where the engine says that it can serve.
@@ -111,11 +112,37 @@ func parseModels(body []byte) (s served, err error) {
 	return s, nil
 }
 
+// maxTrialBody bounds the answer of a trial: some hundred bytes with one token.
+const maxTrialBody = 1 << 20
+
+// try asks for the shortest answer there is. An engine without such a path, or
+// that does not take the request, cannot be tried: it is an error as well.
+func (c *engineClient) try(ctx context.Context, model string) error {
+	body, err := json.Marshal(struct {
+		Model     string `json:"model,omitempty"`
+		Prompt    string `json:"prompt"`
+		MaxTokens int    `json:"max_tokens"`
+	}{model, "a", 1})
+	if err != nil {
+		return err
+	}
+	_, err = c.ask(ctx, http.MethodPost, "/v1/completions", bytes.NewReader(body), maxTrialBody)
+	return err
+}
+
 // get reads at most limit bytes of the answer's body; more is an error.
 func (c *engineClient) get(ctx context.Context, path string, limit int64) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	return c.ask(ctx, http.MethodGet, path, nil, limit)
+}
+
+// ask is get with any method; content, where there is some, is JSON.
+func (c *engineClient) ask(ctx context.Context, method, path string, content io.Reader, limit int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
 	if err != nil {
 		return nil, err
+	}
+	if content != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	if c.apiKey != "" {
 		req.Header.Set("Authorization", "Bearer "+c.apiKey)
@@ -127,17 +154,17 @@ func (c *engineClient) get(ctx context.Context, path string, limit int64) ([]byt
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return nil, &statusError{path, resp.StatusCode}
+		return nil, &statusError{method, path, resp.StatusCode}
 	}
 	if limit == 0 {
 		return nil, nil
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("GET %s: %w", path, err)
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if int64(len(body)) > limit {
-		return nil, fmt.Errorf("GET %s: the answer is longer than %d bytes", path, limit)
+		return nil, fmt.Errorf("%s %s: the answer is longer than %d bytes", method, path, limit)
 	}
 	return body, nil
 }

@@ -15,6 +15,10 @@ type Metrics struct {
 	resolved *prometheus.CounterVec
 	ready    *prometheus.GaugeVec
 	models   *prometheus.GaugeVec
+
+	suspended *prometheus.GaugeVec
+	misses    *prometheus.CounterVec
+	trials    *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them with reg.
@@ -45,8 +49,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "firsttoken_endpoint_models",
 			Help: "Number of model names that the endpoint serves; 0: not known, it gets requests for every model.",
 		}, []string{"endpoint"}),
+		suspended: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "firsttoken_endpoint_suspended",
+			Help: "1 where the endpoint may hang: it let a first token's deadline pass and gave nobody else one; it gets no requests where others serve its models.",
+		}, []string{"endpoint"}),
+		misses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "firsttoken_endpoint_deadline_misses_total",
+			Help: "Requests taken from the endpoint because no first token came in time, by what it did meanwhile: silent (no first token at all), late (others had theirs).",
+		}, []string{"endpoint", "cause"}),
+		trials: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "firsttoken_discovery_trials_total",
+			Help: "Requests for one token with which suspended endpoints were tried, by result, as for probes.",
+		}, []string{"result"}),
 	}
-	reg.MustRegister(m.probes, m.duration, m.asked, m.resolved, m.ready, m.models)
+	reg.MustRegister(m.probes, m.duration, m.asked, m.resolved, m.ready, m.models, m.suspended, m.misses, m.trials)
 	return m
 }
 
@@ -67,6 +83,24 @@ func (m *Metrics) published(before, now []scoring.Endpoint) {
 			m.ready.DeleteLabelValues(e.Name)
 			m.models.DeleteLabelValues(e.Name)
 			m.probes.DeletePartialMatch(prometheus.Labels{"endpoint": e.Name})
+			m.suspended.DeleteLabelValues(e.Name)
+			m.misses.DeletePartialMatch(prometheus.Labels{"endpoint": e.Name})
 		}
 	}
+}
+
+func (m *Metrics) setSuspended(name string, on bool) {
+	value := 0.0
+	if on {
+		value = 1
+	}
+	m.suspended.WithLabelValues(name).Set(value)
+}
+
+func (m *Metrics) missed(name string, silent bool) {
+	cause := "late"
+	if silent {
+		cause = "silent"
+	}
+	m.misses.WithLabelValues(name, cause).Inc()
 }

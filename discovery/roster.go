@@ -66,6 +66,8 @@ type member struct {
 	up     bool
 	failed int
 	down   bool
+	// suspension is what its first tokens say against it.
+	suspension suspension
 	// probed and fault tell of the last probe; zero and nil before it.
 	probed time.Time
 	fault  error
@@ -171,6 +173,9 @@ func (r *roster) probed(id scoring.EndpointID, now time.Time, fault error, suspe
 	was := m.down
 	m.probed, m.fault = now, fault
 	if fault == nil {
+		if was {
+			m.suspension.restarted(now)
+		}
 		m.up, m.failed, m.down = true, 0, false
 	} else {
 		m.failed++
@@ -199,6 +204,16 @@ func (r *roster) member(id scoring.EndpointID) *member {
 	return nil
 }
 
+// at is the member with an address; nil where there is none.
+func (r *roster) at(address string) *member {
+	for _, m := range r.members {
+		if m.address.String() == address {
+			return m
+		}
+	}
+	return nil
+}
+
 // endpoints is the list that follows, in the order of the entries.
 func (r *roster) endpoints() []scoring.Endpoint {
 	siblings := make(map[*entry]int, len(r.entries))
@@ -209,6 +224,7 @@ func (r *roster) endpoints() []scoring.Endpoint {
 	for _, m := range r.members {
 		list = append(list, r.endpoint(m, siblings[m.entry] == 1))
 	}
+	r.suspend(list)
 	return list
 }
 

@@ -52,11 +52,13 @@ type network interface {
 	engine(t target, address netip.AddrPort) engine
 }
 
-// engine answers the two questions that we ask of an engine, and those of
+// engine answers the questions that we ask of an engine, and those of
 // other packages.
 type engine interface {
 	health(ctx context.Context, path string) error
 	models(ctx context.Context) (served, error)
+	// try is nil where the engine computed a token; model may be empty.
+	try(ctx context.Context, model string) error
 	get(ctx context.Context, path string, limit int64) ([]byte, error)
 }
 
@@ -250,6 +252,10 @@ type Status struct {
 	Host string
 	// Draining: it is not ready because the operator wants it so.
 	Draining bool
+	// Suspended: it may hang, and gets no requests where others serve its models.
+	// Trial is then when it is asked for a token.
+	Suspended bool
+	Trial     time.Time
 }
 
 // Status lists the endpoints in the order of the configuration.
@@ -262,6 +268,7 @@ func (w *Watcher) Status() []Status {
 		list = append(list, Status{
 			Endpoint: e, Probed: m.probed, Fault: m.fault,
 			TLS: m.target.scheme == "https", Host: m.target.host, Draining: m.entry.Drain,
+			Suspended: m.suspension.on, Trial: m.suspension.trial,
 		})
 	}
 	return list
@@ -430,6 +437,9 @@ func (w *Watcher) probe(ctx context.Context, id scoring.EndpointID, e engine, wa
 			return
 		}
 		w.probed(id, time.Since(began), err, suspect)
+		if err == nil {
+			w.try(ctx, id, e)
+		}
 		switch {
 		case err != nil:
 			askedAt = time.Time{}
@@ -515,6 +525,9 @@ func (w *Watcher) ask(ctx context.Context, id scoring.EndpointID, e engine, faul
 func (w *Watcher) publishLocked() {
 	list := w.roster.endpoints()
 	w.metrics.published(w.published, list)
+	for i, m := range w.roster.members {
+		w.metrics.setSuspended(list[i].Name, m.suspension.on)
+	}
 	w.published = list
 	w.publish(slices.Clone(list))
 }

@@ -31,6 +31,17 @@ type fakeEngine struct {
 	serves  []string // nil: /v1/models fails
 	probes  []time.Time
 	queries int
+	// stuck: it answers probes and computes nothing.
+	stuck  bool
+	trials []trial
+	// refuses, when set, is the status of every trial.
+	refuses int
+}
+
+// trial is one question for a token.
+type trial struct {
+	at    time.Time
+	model string
 }
 
 func (w *world) engine(_ target, address netip.AddrPort) engine {
@@ -84,6 +95,21 @@ func (e *fakeEngine) models(context.Context) (served, error) {
 		return served{}, errNoModels
 	}
 	return served{names: e.serves}, nil
+}
+
+func (e *fakeEngine) try(ctx context.Context, model string) error {
+	e.world.mu.Lock()
+	stuck, refuses := e.stuck, e.refuses
+	e.trials = append(e.trials, trial{time.Now(), model})
+	e.world.mu.Unlock()
+	if refuses != 0 {
+		return &statusError{"POST", "/v1/completions", refuses}
+	}
+	if stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (e *fakeEngine) get(context.Context, string, int64) ([]byte, error) { return nil, errDown }

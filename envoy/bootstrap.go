@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,7 +98,7 @@ func (c Config) listenerOf(manager *hcmv3.HttpConnectionManager) *listenerv3.Lis
 }
 
 func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
-	return &hcmv3.HttpConnectionManager{
+	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:       "clients",
 		UseRemoteAddress: wrapperspb.Bool(true),
 		// The default of 5 minutes cuts requests that queue long, and answers
@@ -115,6 +116,10 @@ func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
 		}},
 		AccessLog: c.accessLogs(),
 	}
+	if c.Rescue != nil {
+		manager.LocalReplyConfig = localReplies()
+	}
+	return manager
 }
 
 // filters are those that every request passes, in their order.
@@ -141,7 +146,11 @@ func routerFilter() *hcmv3.HttpFilter {
 // lets requests pass.
 func (c Config) withoutControlHeaders() *corev3.TypedExtensionConfig {
 	m := &earlyv3.HeaderMutation{}
-	for _, prefix := range controlPrefixes {
+	prefixes := controlPrefixes
+	if c.Rescue != nil {
+		prefixes = append(slices.Clip(prefixes), routerPrefixes...)
+	}
+	for _, prefix := range prefixes {
 		m.Mutations = append(m.Mutations, &rulesv3.HeaderMutation{Action: &rulesv3.HeaderMutation_RemoveOnMatch_{
 			RemoveOnMatch: &rulesv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
 				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}, IgnoreCase: true,
@@ -180,6 +189,9 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 	if c.BodyMode == BodyFullDuplex {
 		duplex(p)
 	}
+	if c.Rescue != nil {
+		obeyDeadlines(p)
+	}
 	return p
 }
 
@@ -206,6 +218,10 @@ func (c Config) routes() *routev3.RouteConfiguration {
 
 // route is a route without its cluster.
 func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Route {
+	retries := retryPolicy()
+	if c.Rescue != nil {
+		retries = withRescue(retries)
+	}
 	return &routev3.Route{
 		Name: name,
 		Match: &routev3.RouteMatch{
@@ -223,7 +239,7 @@ func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Ro
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			// A request may queue and stream for as long as it takes.
 			Timeout:     durationpb.New(0),
-			RetryPolicy: retryPolicy(),
+			RetryPolicy: retries,
 		}},
 	}
 }

@@ -104,6 +104,7 @@ func (c Config) cluster(name string) *clusterv3.Cluster {
 					},
 				},
 			},
+			HttpFilters: c.holdFilters(),
 		}),
 	}
 }

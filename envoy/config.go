@@ -30,6 +30,8 @@ type Config struct {
 	// wait for one answer, for requests that it holds: at most an hour. 0: it
 	// holds none, and may not ask.
 	MaxMessageTimeout time.Duration
+	// Rescue is set where the service gives tries a deadline; nil: it does not.
+	Rescue *Rescue
 	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
 	// so that the client of too long a body gets the service's answer.
 	BodyLimit int
@@ -182,7 +184,7 @@ func (c Config) ValidateResources() error {
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, c.rescueFaults())...)
 }
 
 // splitAddress is net.SplitHostPort with the port as a number.

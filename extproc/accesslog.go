@@ -75,6 +75,9 @@ func (s *Server) record(entry *datav3.HTTPAccessLogEntry) (fate recordFate, fina
 	if id == "" {
 		return recordForeign, true
 	}
+	if t := s.followed.find(id); t != nil {
+		t.concluded(entry)
+	}
 	r := s.picker.Find(id)
 	if r == nil {
 		return recordUnknown, true

@@ -63,6 +63,9 @@ type Config struct {
 	// DecisionLogs is the largest number of decisions logged a second; 0 logs
 	// none. Prompt text is never logged.
 	DecisionLogs int `yaml:"decision_logs_per_second"`
+	// Rescue sends a request on to the next best endpoint where the engine gives
+	// no first token in time.
+	Rescue RescueConfig `yaml:"rescue"`
 }
 
 // DefaultConfig is what holds where the operator says nothing.
@@ -79,6 +82,7 @@ func DefaultConfig() Config {
 		DrainDelay:          time.Second,
 		DrainTimeout:        30 * time.Second,
 		DecisionLogs:        10,
+		Rescue:              defaultRescue(),
 	}
 }
 
@@ -135,6 +139,12 @@ func (c Config) Validate(path string) error {
 	}
 	if !c.DestinationHeader && !c.DestinationMetadata && !c.ClusterHeader {
 		fault("destination_header", "no way to tell Envoy the choice is on; set destination_header, destination_metadata or cluster_header to true")
+	}
+	if err := c.Rescue.Validate(path+".rescue", c.Fallbacks); err != nil {
+		faults = append(faults, err)
+	}
+	if c.Rescue.Enabled && !c.DestinationHeader && !c.DestinationMetadata {
+		fault("rescue.enabled", "is true, but Envoy is told no list of endpoints to go down; set destination_header or destination_metadata to true, or write false")
 	}
 	if c.DrainDelay < 0 {
 		fault("drain_delay", "is %s; write 0s or more", c.DrainDelay)

@@ -39,12 +39,15 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		st.traced(nil, err)
 		return errDone
 	}
+	var tries *tries
 	if d != nil {
 		st.booking = d.Reservation
+		tries = st.follow(d)
 	}
 	st.enter(phaseWaiting)
 	if err := st.send(st.renaming(reply(d))); err != nil {
 		// The request cannot have left by our word.
+		tries.unsent()
 		st.release(scoring.OutcomeCancelled)
 		return err
 	}

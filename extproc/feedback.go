@@ -35,8 +35,14 @@ func (s *Server) suspect(address string) {
 func (s *Server) firstToken(r *scoring.Reservation) {
 	d := r.Decision() // with its token ids, which it keeps no longer than this
 	ttft, first := r.FirstToken()
+	if at, known := r.Endpoint(); known {
+		s.heard(at.Address)
+	}
 	if !first {
 		return
+	}
+	if t := s.followed.find(d.ID); t != nil {
+		t.answered() // where Envoy shows no tries
 	}
 	total := ttft
 	if received := d.Prompt.Received; !received.IsZero() {

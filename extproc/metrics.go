@@ -30,6 +30,9 @@ type Metrics struct {
 	streams     *prometheus.GaugeVec
 	holds       *prometheus.CounterVec
 	holdTime    prometheus.Histogram
+	deadline    prometheus.Histogram
+	misses      *prometheus.CounterVec
+	rescues     *prometheus.CounterVec
 	stageByName map[stage]prometheus.Observer
 }
 
@@ -134,13 +137,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "firsttoken_hold_seconds", Buckets: ttftBuckets,
 			Help: "How long requests were held before they were sent to an endpoint, or cancelled.",
 		}),
+		deadline: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "firsttoken_first_token_deadline_seconds", Buckets: ttftBuckets,
+			Help: "Time that each try of a request has for its first token, of requests that may be rescued.",
+		}),
+		misses:      counters("deadline_misses_total", "Tries given up because no first token came in time, by what the engine did meanwhile: silent (no first token at all), late (others had theirs).", "cause"),
+		rescues:     counters("rescues_total", "Requests of which a try was given up, by what came of it: answered by another endpoint, exhausted, lifted (the last endpoint was late, not silent, and waited for), cancelled.", "outcome"),
 		stageByName: map[stage]prometheus.Observer{},
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
-		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams, m.holds, m.holdTime)
+		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams, m.holds, m.holdTime,
+		m.deadline, m.misses, m.rescues)
 	return m
 }
 

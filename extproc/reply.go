@@ -39,13 +39,15 @@ type replies struct {
 	fallbacks                 int
 	header, metadata, cluster bool
 	// unset are the control headers that a choice does not overwrite.
-	unset []string
+	unset  []string
+	rescue RescueConfig
 }
 
 func newReplies(cfg Config) replies {
 	r := replies{
 		fallbacks: cfg.Fallbacks,
 		header:    cfg.DestinationHeader, metadata: cfg.DestinationMetadata, cluster: cfg.ClusterHeader,
+		rescue: cfg.Rescue,
 	}
 	for _, name := range envoy.ControlHeaders {
 		if (name == envoy.HeaderEndpoint && r.header) || (name == envoy.HeaderCluster && r.cluster) {
@@ -83,9 +85,16 @@ func (r replies) choice(p part, d *scoring.Decision) *extprocv3.ProcessingRespon
 
 // mutation sets the control headers that tell of d and removes all others.
 func (r replies) mutation(d *scoring.Decision) *extprocv3.HeaderMutation {
-	if d == nil {
-		return &extprocv3.HeaderMutation{RemoveHeaders: envoy.ControlHeaders}
+	m := &extprocv3.HeaderMutation{RemoveHeaders: envoy.ControlHeaders}
+	if d != nil {
+		m = r.told(d)
 	}
+	r.bound(m, d)
+	return m
+}
+
+// told are the control headers that tell of d.
+func (r replies) told(d *scoring.Decision) *extprocv3.HeaderMutation {
 	m := &extprocv3.HeaderMutation{RemoveHeaders: r.unset}
 	if r.header {
 		m.SetHeaders = append(m.SetHeaders, setHeader(envoy.HeaderEndpoint, r.destinations(d)))

@@ -123,14 +123,23 @@ func (st *stream) learned() bool {
 	return st.over || st.booking == nil || st.events || st.booking.Decision().Prompt.Streamed
 }
 
-// announces reports whether a chunk holds no more than the events with which an
-// engine begins a stream on /v1/responses before anything is computed: it sends
-// response.created and response.in_progress at once.
+// announces reports whether a chunk holds no more than an announcement.
 func (st *stream) announces(chunk []byte) bool {
-	if path, _, _ := strings.Cut(st.head.path, "?"); path != prompt.ResponsesPath || !st.announced && !beginsEvents(chunk) {
+	if !announcement(st.head.path, st.announced, chunk) {
 		return false
 	}
 	st.announced = true // what follows may be the rest of a long event
+	return true
+}
+
+// announcement reports whether a chunk of an answer on path holds no more than
+// the events with which an engine begins a stream on /v1/responses before anything
+// is computed: it sends response.created and response.in_progress at once. before:
+// the chunk before was one.
+func announcement(path string, before bool, chunk []byte) bool {
+	if path, _, _ := strings.Cut(path, "?"); path != prompt.ResponsesPath || !before && !beginsEvents(chunk) {
+		return false
+	}
 	for line := range bytes.Lines(chunk) {
 		if event, ok := bytes.CutPrefix(line, []byte("event: ")); ok {
 			switch string(bytes.TrimSpace(event)) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -63,6 +64,14 @@ type Deps struct {
 	Probe func(address string)
 	// Tracer makes a span of each decision; nil: none is made.
 	Tracer trace.Tracer
+	// Missed is called where an endpoint gave a request no first token before its
+	// deadline; silent: nor any other, so that it may hang. Alive is called at the
+	// next first token of one that was silent. Rescued is told what became of the
+	// tries of a decision: when it has a deadline, when one was missed, and at the
+	// end. None must block or call the Server; each may be nil.
+	Missed  func(address string, silent bool)
+	Alive   func(address string)
+	Rescued func(id string, r Rescue)
 }
 
 // Server serves Envoy's external processor, its access log service and gRPC
@@ -93,6 +102,16 @@ type Server struct {
 
 	sampler sampler
 
+	missed      func(address string, silent bool) // set once
+	alive       func(address string)              // set once
+	rescued     func(id string, r Rescue)         // set once
+	followed    followed
+	suspects    suspects
+	missSampler sampler
+	// holds: Envoy has shown a try.
+	holds   atomic.Bool
+	unshown sync.Once
+
 	mu sync.Mutex // guards the order of readiness and drain
 }
 
@@ -115,6 +134,10 @@ func NewServer(cfg Config, deps Deps) *Server {
 		replies:  newReplies(cfg),
 		health:   health.NewServer(),
 		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
+
+		missed: deps.Missed, alive: deps.Alive, rescued: deps.Rescued,
+		followed:    followed{byID: make(map[string]*tries)},
+		missSampler: sampler{limit: missLogs},
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.draining, s.beginDrain = context.WithCancel(s.stopping)

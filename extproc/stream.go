@@ -68,6 +68,9 @@ func (s *Server) process(conn conn) error {
 	if err != nil {
 		return closed(err)
 	}
+	if showsTry(first) {
+		return s.try(conn, first)
+	}
 	st := &stream{Server: s, conn: conn, dialect: dialectOf(first), began: time.Now()}
 	st.enter(phaseReceiving)
 	defer st.enter(phaseGone)
@@ -139,7 +142,7 @@ func (st *stream) ended() {
 	switch end {
 	case endSilent:
 	case endOver:
-		st.release(scoring.OutcomeComplete)
+		st.releaseLater(scoring.OutcomeComplete)
 	case endCut:
 		st.release(scoring.OutcomeCancelled)
 	}
@@ -161,6 +164,7 @@ const (
 	phaseHeld      phase = "held"      // until an endpoint is ready for it
 	phaseWaiting   phase = "waiting"   // for the first chunk of the response
 	phaseAnswering phase = "answering" // the response goes on
+	phaseTry       phase = "try"       // one try is watched until its first chunk
 	phaseGone      phase = ""          // before and after
 )
 

@@ -95,6 +95,8 @@ type account struct {
 	// engine was busy with an earlier request.
 	lastFirst time.Time
 	group     group
+	// heard is when the engine last showed that it computes.
+	heard time.Time
 	// engine is what the engine said last, told how often it said something.
 	// engineWaiting are the prompt tokens of the requests that waited there then,
 	// sentSince those of the requests sent since that are still there.
@@ -403,7 +405,7 @@ func (l *ledger) rankLocked(d *Decision) {
 // costLocked has the policy rank the candidates. Caller must hold mu.
 func (l *ledger) costLocked(d *Decision) {
 	pool := d.Candidates[0].account.pool
-	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep()}
+	d.Pool = Pool{Kappa: pool.kappa(), SecondsPerToken: pool.fit.SecondsPerToken(), SecondsPerStep: pool.fit.SecondsPerStep(), Settled: pool.fit.Groups >= fitSettled}
 	d.policy.Rank(d.Prompt, d.Pool, d.Candidates)
 }
 

@@ -28,6 +28,8 @@ type Pool struct {
 	Kappa float64
 	// SecondsPerToken and SecondsPerStep are what first tokens taught, see Fit.
 	SecondsPerToken, SecondsPerStep float64
+	// Settled: enough first tokens taught them for estimates to be relied on.
+	Settled bool
 }
 
 // The policy ids: the same in flags, configuration, metrics and documents.

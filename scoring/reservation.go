@@ -136,6 +136,7 @@ func (r *Reservation) Computed(at EndpointID, sequence int, tokens Tokens) {
 		return
 	}
 	r.computed[sequence] = tokens
+	r.heardLocked()
 	c := r.candidate
 	area, _ := computedWork(d.Prompt, d.shared, c.Matches, nil, r.computed)
 	left := r.left
@@ -179,6 +180,7 @@ func (r *Reservation) Prefilled(at EndpointID) bool {
 		return false
 	}
 	r.began = r.beganLocked()
+	r.heardLocked()
 	l.count.Prefilled++
 	r.decodeLocked()
 	return true
@@ -206,6 +208,7 @@ func (r *Reservation) FirstToken() (ttft time.Duration, first bool) {
 	if r.state == ended || r.answered {
 		return 0, false
 	}
+	r.heardLocked()
 	if r.decision.Prompt.Streamed {
 		r.answered = true
 		r.teachLocked()

@@ -118,6 +118,8 @@ func tells(cfg extproc.Config, route envoy.Route) error {
 		return errors.New("cluster-header needs server.cluster_header: true in the service's configuration")
 	case route == envoy.RouteOverrideHost && !cfg.DestinationHeader && !cfg.DestinationMetadata:
 		return errors.New("override-host needs server.destination_header or server.destination_metadata: true in the service's configuration")
+	case route == envoy.RouteClusterHeader && cfg.Rescue.Enabled:
+		return errors.New("cluster-header goes with server.rescue.enabled: false alone: its clusters hold one endpoint each, so a second try has nowhere to go; write override-host, or false there")
 	}
 	return nil
 }
@@ -149,6 +151,9 @@ func serviceForEnvoy(cfg config, proxy *envoy.Config) error {
 	proxy.BodyLimit, proxy.DecisionDeadline = cfg.Server.BodyLimit, cfg.Server.DecisionDeadline
 	if cfg.Scoring.Hold.Enabled {
 		proxy.MaxMessageTimeout = cfg.Server.MaxMessageTimeout
+	}
+	if cfg.Server.Rescue.Enabled {
+		proxy.Rescue = &envoy.Rescue{Longest: cfg.Server.Rescue.Longest()}
 	}
 	proxy.SkipVerify = cfg.Discovery.TLS.SkipVerify
 	if file := cfg.Discovery.TLS.CAFile; file != "" {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/firsttoken/firsttoken/extproc"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -95,6 +96,20 @@ func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served str
 		if c.GetAddress() == served {
 			record.ServedEndpoint = new(c.GetEndpoint())
 		}
+	}
+}
+
+// Rescued completes a record that is still there with its tries.
+func (j *journal) Rescued(id string, r extproc.Rescue) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	record := j.byID[id]
+	if record == nil {
+		return
+	}
+	record.DeadlineSeconds, record.Tries, record.MissedEndpoints = new(r.Deadline.Seconds()), count32(r.Tries), r.Missed
+	if r.Outcome != "" {
+		record.Rescue = new(string(r.Outcome))
 	}
 }
 

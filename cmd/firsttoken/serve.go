@@ -217,6 +217,9 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Log:      log,
 		Observer: s.observe,
 		Probe:    s.watcher.ProbeNow,
+		Missed:   s.watcher.Missed,
+		Alive:    s.watcher.Alive,
+		Rescued:  journal.Rescued,
 		Tracer:   s.spans.Tracer(),
 	})
 	s.admin = &admin{

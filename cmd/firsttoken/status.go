@@ -149,6 +149,11 @@ type endpointStatus struct {
 	Role scoring.Role `json:"role,omitempty"`
 	// Draining: it gets no new requests because its configuration says so.
 	Draining bool `json:"draining,omitempty"`
+	// Suspended: it let the deadline of a first token pass without a word; it gets
+	// no requests where others serve its models. Trial is when it is asked for a
+	// token.
+	Suspended bool       `json:"suspended,omitempty"`
+	Trial     *time.Time `json:"trial,omitempty"`
 	// Probed is when the last health probe ended; null before the first. Fault
 	// is why it failed.
 	Probed *time.Time `json:"probed"`
@@ -237,6 +242,7 @@ func (s *service) status() status {
 			Ready:         e.Endpoint.Ready,
 			Role:          e.Endpoint.Role,
 			Draining:      e.Draining,
+			Suspended:     e.Suspended,
 			QueuedSeconds: o.Backlog.Seconds(),
 			QueuedWork:    float64(o.QueuedArea),
 			Waiting:       o.Waiting,
@@ -252,6 +258,9 @@ func (s *service) status() status {
 			Memory:   s.memory.Status(e.Endpoint.ID),
 			Sources:  told.Sources,
 			Findings: told.Findings,
+		}
+		if e.Suspended {
+			row.Trial = &e.Trial
 		}
 		if !e.Probed.IsZero() {
 			row.Probed = &e.Probed

@@ -22,6 +22,8 @@ type engine struct {
 	// hold, when set, is called before the first token; the answer's headers
 	// have left by then.
 	hold func(r *http.Request)
+	// accept, when set, is called before the answer's headers.
+	accept func(r *http.Request)
 	// pause, when set, is called after the first token.
 	pause func()
 	// refuse, when set, is the status of every answer.
@@ -116,6 +118,13 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(e.refuse)
 		fmt.Fprintf(w, `{"error":{"message":"no","type":"BadRequestError","param":null,"code":%d}}`, e.refuse)
 		return
+	}
+	if e.accept != nil {
+		e.accept(r)
+		if r.Context().Err() != nil {
+			e.cancelled <- struct{}{}
+			return
+		}
 	}
 	w.Header().Set("content-type", "text/event-stream; charset=utf-8")
 	w.WriteHeader(http.StatusOK)

@@ -87,6 +87,18 @@ type Decision struct {
 	// Seconds that the request was held before the choice was made; absent where
 	// it was not.
 	HeldSeconds *float64 `protobuf:"fixed64,21,opt,name=held_seconds,json=heldSeconds,proto3,oneof" json:"held_seconds,omitempty"`
+	// Seconds that each try had for its first token before the request was taken
+	// from the endpoint; absent where it had no such deadline.
+	DeadlineSeconds *float64 `protobuf:"fixed64,30,opt,name=deadline_seconds,json=deadlineSeconds,proto3,oneof" json:"deadline_seconds,omitempty"`
+	// How many endpoints the request was tried on, as far as it is known; 0 where it
+	// had no deadline.
+	Tries uint32 `protobuf:"varint,31,opt,name=tries,proto3" json:"tries,omitempty"`
+	// The names of the endpoints that missed the deadline, in order.
+	MissedEndpoints []string `protobuf:"bytes,32,rep,name=missed_endpoints,json=missedEndpoints,proto3" json:"missed_endpoints,omitempty"`
+	// What came of a request of which a try was given up: answered by another
+	// endpoint, exhausted, lifted (the last one was late, not silent, and waited
+	// for) or cancelled. Absent where none was.
+	Rescue *string `protobuf:"bytes,33,opt,name=rescue,proto3,oneof" json:"rescue,omitempty"`
 	// Names the request's session (server.session_key): equal for equal ones, and
 	// keyed with the same secret as prefix_blocks. 0: it has none. Only in
 	// /decisions?blocks=true.
@@ -273,6 +285,34 @@ func (x *Decision) GetHeldSeconds() float64 {
 		return *x.HeldSeconds
 	}
 	return 0
+}
+
+func (x *Decision) GetDeadlineSeconds() float64 {
+	if x != nil && x.DeadlineSeconds != nil {
+		return *x.DeadlineSeconds
+	}
+	return 0
+}
+
+func (x *Decision) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *Decision) GetMissedEndpoints() []string {
+	if x != nil {
+		return x.MissedEndpoints
+	}
+	return nil
+}
+
+func (x *Decision) GetRescue() string {
+	if x != nil && x.Rescue != nil {
+		return *x.Rescue
+	}
+	return ""
 }
 
 func (x *Decision) GetSession() uint64 {
@@ -571,7 +611,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\a\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\b\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -598,15 +638,21 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x05kappa\x18\x12 \x01(\x01R\x05kappa\x12*\n" +
 	"\x11seconds_per_token\x18\x13 \x01(\x01R\x0fsecondsPerToken\x12(\n" +
 	"\x10seconds_per_step\x18\x14 \x01(\x01R\x0esecondsPerStep\x12&\n" +
-	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01\x12\x18\n" +
+	"\fheld_seconds\x18\x15 \x01(\x01H\x04R\vheldSeconds\x88\x01\x01\x12.\n" +
+	"\x10deadline_seconds\x18\x1e \x01(\x01H\x05R\x0fdeadlineSeconds\x88\x01\x01\x12\x14\n" +
+	"\x05tries\x18\x1f \x01(\rR\x05tries\x12)\n" +
+	"\x10missed_endpoints\x18  \x03(\tR\x0fmissedEndpoints\x12\x1b\n" +
+	"\x06rescue\x18! \x01(\tH\x06R\x06rescue\x88\x01\x01\x12\x18\n" +
 	"\asession\x18( \x01(\x06R\asession\x12\x19\n" +
-	"\x05alias\x18* \x01(\tH\x05R\x05alias\x88\x01\x01B\x11\n" +
+	"\x05alias\x18* \x01(\tH\aR\x05alias\x88\x01\x01B\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
 	"\n" +
 	"\b_outcomeB\x0f\n" +
-	"\r_held_secondsB\b\n" +
+	"\r_held_secondsB\x13\n" +
+	"\x11_deadline_secondsB\t\n" +
+	"\a_rescueB\b\n" +
 	"\x06_alias\"\xa0\x05\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
