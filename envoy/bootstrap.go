@@ -128,7 +128,7 @@ func (c Config) filters() []*hcmv3.HttpFilter {
 		{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
 		routerFilter(),
 	}
-	if c.BodyMode == BodyFullDuplex {
+	if c.BodyMode == BodyFullDuplex && c.Rescue == nil {
 		list = append([]*hcmv3.HttpFilter{c.watcher()}, list...)
 	}
 	return list

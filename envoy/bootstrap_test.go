@@ -43,13 +43,15 @@ func TestBootstrap(t *testing.T) {
 	}
 }
 
-// The same with what else can be asked for: a standby, and bodies in full duplex.
+// The same with what else can be asked for: a standby, bodies in full duplex, and
+// rescue.
 func TestBootstrapVariants(t *testing.T) {
 	for name, change := range map[string]func(*envoy.Config){
 		"standby": func(c *envoy.Config) {
 			c.Standby, c.ServiceTLS = []string{"firsttoken-2.example.com:9002"}, &envoy.PortTLS{CAFile: "/ca.pem"}
 		},
 		"full-duplex": func(c *envoy.Config) { c.BodyMode = envoy.BodyFullDuplex },
+		"rescue":      func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Minute} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := example()
@@ -137,6 +139,11 @@ func TestBootstrapFaults(t *testing.T) {
 		{"our cluster", func(c *envoy.Config) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "pool"
 		}, []string{`cluster "pool" is that of the pool`}},
+		{"rescue without another endpoint", func(c *envoy.Config) {
+			c.Rescue, c.Route = &envoy.Rescue{Longest: time.Minute}, envoy.RouteClusterHeader
+		}, []string{"rescue (server.rescue.enabled): a cluster of route cluster-header holds one endpoint", "write route override-host"}},
+		{"rescue beyond Envoy's patience", func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Hour} }, []string{"rescue: the longest deadline is 1h0m0s"}},
+		{"rescue without deadline", func(c *envoy.Config) { c.Rescue = &envoy.Rescue{} }, []string{"rescue: the longest deadline is 0s"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := example()

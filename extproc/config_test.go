@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,15 @@ func TestConfigFaults(t *testing.T) {
 		{func(c *Config) { c.DrainDelay = -1 }, "server.drain_delay: is -1ns"},
 		{func(c *Config) { c.DrainTimeout = 0 }, "server.drain_timeout: is 0s"},
 		{func(c *Config) { c.DecisionLogs = -1 }, "server.decision_logs_per_second: is -1"},
+		{func(c *Config) { c.Rescue.Floor = 0 }, "server.rescue.floor: is 0s"},
+		{func(c *Config) { c.Rescue.Factor = 0.5 }, "server.rescue.factor: is 0.5"},
+		{func(c *Config) { c.Rescue.Factor = math.NaN() }, "server.rescue.factor: is NaN"},
+		{func(c *Config) { c.Rescue.Max = time.Second }, "server.rescue.max: is 1s; write at least server.rescue.floor (2s)"},
+		{func(c *Config) { c.Rescue.Max = time.Hour }, "server.rescue.max: is 1h0m0s"},
+		{func(c *Config) { c.Rescue.Tries = 3 }, "server.rescue.tries: is 3; write 1 or 2"},
+		{func(c *Config) { c.Rescue.Enabled, c.Fallbacks = true, 1 }, "server.rescue.tries: is 2, but Envoy is told 1 addresses"},
+		{func(c *Config) { c.Rescue.Unstreamed = -1 }, "server.rescue.unstreamed: is -1ns"},
+		{func(c *Config) { c.Rescue.Enabled, c.DestinationHeader, c.DestinationMetadata = true, false, false }, "server.rescue.enabled: is true"},
 	} {
 		cfg := DefaultConfig()
 		c.change(&cfg)
@@ -36,7 +46,7 @@ func TestConfigFaults(t *testing.T) {
 			t.Errorf("fault %v, want %s", err, c.want)
 		}
 	}
-	bad := Config{Listen: "x", Fallbacks: 9}
+	bad := Config{Listen: "x", Fallbacks: 9, Rescue: defaultRescue()}
 	if err := bad.Validate("s"); err == nil || len(strings.Split(err.Error(), "\n")) != 7 {
 		t.Errorf("not every fault is named: %v", err)
 	}

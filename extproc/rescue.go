@@ -3,6 +3,7 @@ package extproc
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -124,7 +125,7 @@ func (r replies) bound(m *extprocv3.HeaderMutation, d *scoring.Decision) {
 			return
 		}
 	}
-	m.RemoveHeaders = append(m.RemoveHeaders[:len(m.RemoveHeaders):len(m.RemoveHeaders)], envoy.HeaderTryTimeout, envoy.HeaderMaxRetries)
+	m.RemoveHeaders = append(slices.Clip(m.RemoveHeaders), envoy.HeaderTryTimeout, envoy.HeaderMaxRetries)
 }
 
 // Rescue is what became of the tries of one request so far.

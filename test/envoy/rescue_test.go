@@ -1,7 +1,6 @@
 package envoy_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -154,33 +153,13 @@ func other(address string, engines ...*engine) (at, not *engine) {
 	return engines[1], engines[0]
 }
 
-// duplex is a config in which the service is sent bodies in full duplex.
-func duplex(t *testing.T, c envoy.Config) []byte {
-	t.Helper()
-	c.Listen, c.Admin = "127.0.0.1:0", "127.0.0.1:0"
-	text, err := envoy.Bootstrap(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for from, to := range map[string]string{
-		"request_body_mode: BUFFERED": "request_body_mode: FULL_DUPLEX_STREAMED",
-		"request_trailer_mode: SKIP":  "request_trailer_mode: SEND", // the first is the filter that asks for the choice
-	} {
-		if !bytes.Contains(text, []byte(from)) {
-			t.Fatalf("%s is not in the config:\n%s", from, text)
-		}
-		text = bytes.Replace(text, []byte(from), []byte(to), 1)
-	}
-	return text
-}
-
 // Whatever way an engine fails before its first token, the request goes to the
 // next best one: the client sees nothing of it, the engine is told to stop, the
 // booking follows, and the endpoint is named.
 func TestRescue(t *testing.T) {
 	for _, failure := range failures {
-		for _, mode := range []string{"BUFFERED", "FULL_DUPLEX_STREAMED"} {
-			t.Run(failure.name+" "+mode, func(t *testing.T) {
+		for _, mode := range []envoy.BodyMode{envoy.BodyBuffered, envoy.BodyFullDuplex} {
+			t.Run(failure.name+" "+string(mode), func(t *testing.T) {
 				t.Parallel()
 				var turn atomic.Bool
 				reset := make(chan struct{})
@@ -191,12 +170,7 @@ func TestRescue(t *testing.T) {
 					}
 				}
 				engines := []*engine{startEngine(t, firstOf(&turn, fail)), startEngine(t, firstOf(&turn, fail))}
-				r := startRescue(t, nil, engines...)
-				if mode != "BUFFERED" {
-					c := config(r.service, engines...)
-					c.Rescue = &envoy.Rescue{Longest: tryDeadline}
-					r.proxy = startEnvoyWith(t, duplex(t, c))
-				}
+				r := startRescue(t, func(c *envoy.Config) { c.BodyMode = mode }, engines...)
 				began := time.Now()
 				w := r.ask(t, completion("hello"))
 				if !failure.late {
