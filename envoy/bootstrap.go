@@ -235,6 +235,7 @@ func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Ro
 			setHeader(HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%"),
 			setHeader(HeaderReason, "%DYNAMIC_METADATA("+Metadata+":"+KeyReason+")%"),
 			setHeader(HeaderID, "%DYNAMIC_METADATA("+Metadata+":"+KeyID+")%"),
+			setHeader(HeaderArm, "%DYNAMIC_METADATA("+Metadata+":"+KeyArm+")%"),
 		},
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			// A request may queue and stream for as long as it takes.

@@ -18,6 +18,9 @@ const (
 	HeaderServed = "x-firsttoken-endpoint"
 	HeaderReason = "x-firsttoken-reason"
 	HeaderID     = "x-firsttoken-id"
+	// HeaderArm is one more: the arm that the request belongs to, where there are
+	// any.
+	HeaderArm = "x-firsttoken-arm"
 
 	// MetadataBalancer is the namespace that Envoy's load balancers read. One
 	// key more than HeaderEndpoint in it makes subset balancers fall back
@@ -30,6 +33,10 @@ const (
 	KeyID       = "id"
 	KeyEndpoint = "endpoint"
 	KeyReason   = "reason"
+	// KeyArm is the arm of a request, and KeyBy the service that put it there;
+	// where Envoy picks they are all there is.
+	KeyArm = "arm"
+	KeyBy  = "by"
 )
 
 // Attributes of request and response that the service asks Envoy for.
@@ -52,6 +59,7 @@ var ControlHeaders = []string{
 	HeaderServed,
 	HeaderReason,
 	HeaderID,
+	HeaderArm,
 }
 
 // controlPrefixes begin every control header, those of later versions too.

@@ -73,6 +73,7 @@ func (s *Server) record(entry *datav3.HTTPAccessLogEntry) (fate recordFate, fina
 	}
 	id := decisionID(common.GetMetadata().GetFilterMetadata()[envoy.Metadata])
 	if id == "" {
+		s.armEnded(common.GetMetadata().GetFilterMetadata()[envoy.Metadata], entry)
 		return recordForeign, true
 	}
 	if t := s.followed.find(id); t != nil {

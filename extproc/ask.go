@@ -32,6 +32,8 @@ func (st *stream) askSources(ctx context.Context, p *scoring.Prompt) (done func(
 	case done = <-answered:
 	case <-ctx.Done():
 		close(left)
+	case <-st.period.over:
+		close(left)
 	}
 	st.metrics.stage(stageAsk, time.Since(began))
 	if ctx.Err() != nil && st.conn.Context().Err() == nil {

@@ -33,6 +33,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		}
 		fault, details := faultOf(err, st.model, st.picker.Endpoints(), st.cfg.BodyLimit)
 		st.metrics.refused(fault.Status)
+		st.metrics.arms.refused(st.arm.name)
 		if err := st.send(refuse(st.wording(fault), fault.Status, details)); err != nil {
 			return err
 		}
@@ -45,7 +46,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		tries = st.follow(d)
 	}
 	st.enter(phaseWaiting)
-	if err := st.send(st.renaming(reply(d))); err != nil {
+	if err := st.send(st.renaming(st.labelled(d, reply(d)))); err != nil {
 		// The request cannot have left by our word.
 		tries.unsent()
 		st.release(scoring.OutcomeCancelled)
@@ -61,23 +62,34 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 // decide chooses an endpoint and books the request there. A nil decision
 // without error leaves the choice to Envoy. An error refuses the request.
 func (st *stream) decide(whole bool) (*scoring.Decision, error) {
-	received := time.Now()
-	st.metrics.stage(stageReceive, received.Sub(st.began))
+	if !st.beginPeriod() {
+		return st.alone(leftOff)
+	}
+	st.metrics.stage(stageReceive, time.Since(st.began))
 	generation := st.generation()
 	ctx, cancel := context.WithTimeout(st.conn.Context(), st.cfg.DecisionDeadline)
 	defer cancel()
 	p, err := st.size(ctx, whole)
+	if errors.Is(err, errOff) {
+		return st.alone(leftOff)
+	}
 	if err != nil {
 		return nil, err
 	}
+	if generation && st.assign(p) {
+		return st.alone(leftArm)
+	}
 	d, err := st.pick(ctx, p)
+	if errors.Is(err, errOff) {
+		return st.alone(leftOff)
+	}
 	if gone := st.conn.Context().Err(); gone != nil && d == nil {
 		return nil, gone
 	}
 	if err != nil && !generation {
 		// Whether such a request needs an endpoint at all is not ours to say.
 		st.metrics.fallback(causeOf(err))
-		return nil, nil //nolint:nilnil // no decision, and no fault: Envoy chooses
+		return st.alone(leftCause(causeOf(err)))
 	}
 	return d, err
 }
@@ -139,6 +151,9 @@ func (st *stream) weigh(ctx context.Context, p *scoring.Prompt) (offered, error)
 	if gone := st.conn.Context().Err(); gone != nil {
 		return offered{}, gone
 	}
+	if st.period.ended() {
+		return offered{}, errOff
+	}
 	began := time.Now()
 	o := st.offer(p)
 	if errors.Is(o.err, scoring.ErrModelRequired) && st.unread {
@@ -161,6 +176,9 @@ func (st *stream) encode(ctx context.Context, whole bool) (*scoring.Prompt, erro
 	p, err := st.tokens(ctx)
 	if gone := st.conn.Context().Err(); gone != nil {
 		return nil, gone
+	}
+	if st.period.ended() {
+		return nil, errOff
 	}
 	var fault *prompt.RequestError
 	switch {
@@ -207,6 +225,8 @@ func (st *stream) tokens(ctx context.Context) (*scoring.Prompt, error) {
 	select {
 	case r := <-encoded:
 		return r.prompt, r.err
+	case <-st.period.over:
+		return nil, errOff
 	case <-ctx.Done():
 	}
 	grace := time.NewTimer(encoderGrace)
@@ -214,6 +234,8 @@ func (st *stream) tokens(ctx context.Context) (*scoring.Prompt, error) {
 	select {
 	case r := <-encoded:
 		return r.prompt, r.err
+	case <-st.period.over:
+		return nil, errOff
 	case <-grace.C:
 		return nil, errOverdue
 	}

@@ -49,6 +49,7 @@ func (s *Server) firstToken(r *scoring.Reservation) {
 		total = time.Since(received)
 	}
 	s.metrics.ttft.Observe(total.Seconds())
+	s.metrics.arms.firstToken(d.Arm, total)
 	if estimate, known := r.Estimate(); known {
 		s.metrics.estimated(d, estimate, ttft)
 	}
@@ -64,6 +65,7 @@ func (s *Server) end(r *scoring.Reservation, outcome scoring.Outcome) {
 		return
 	}
 	s.metrics.ended.WithLabelValues(string(outcome)).Inc()
+	s.metrics.arms.ended(r.Decision().Arm, outcome)
 	if s.observer != nil {
 		s.observer.Ended(r.Decision(), outcome, at.Address)
 	}

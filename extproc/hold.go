@@ -17,6 +17,7 @@ const (
 	holdEvent     holdCause = "event"     // an endpoint was ready for it, or none is left
 	holdMax       holdCause = "max_hold"  // it was held for as long as is allowed
 	holdDrain     holdCause = "drain"     // this service is about to end
+	holdOff       holdCause = "off"       // this service was told to make no choices
 	holdCancelled holdCause = "cancelled" // the client left, or Envoy waited no longer
 )
 
@@ -62,7 +63,7 @@ func (st *stream) await(o offered) (*scoring.Decision, error) {
 			st.body = nil // it is not sent back, and may wait for long
 		}
 		if err := st.send(st.patience()); err != nil {
-			st.drop(o, began)
+			st.drop(o, began, holdCancelled)
 			return nil, err
 		}
 	}
@@ -76,8 +77,11 @@ func (st *stream) await(o offered) (*scoring.Decision, error) {
 		r, cause = st.dispatch(o, holdMax)
 	case <-st.draining.Done():
 		r, cause = st.dispatch(o, holdDrain)
+	case <-st.period.over:
+		st.drop(o, began, holdOff)
+		return nil, errOff
 	case <-st.conn.Context().Done():
-		st.drop(o, began)
+		st.drop(o, began, holdCancelled)
 		return nil, st.conn.Context().Err()
 	}
 	st.metrics.held(cause, time.Since(began))
@@ -93,9 +97,9 @@ func (st *stream) dispatch(o offered, because holdCause) (release, holdCause) {
 	return <-o.released, cause
 }
 
-// drop gives up a request that is held: its client is gone.
-func (st *stream) drop(o offered, began time.Time) {
-	st.metrics.held(holdCancelled, time.Since(began))
+// drop gives up a request that is held: its client is gone, or Envoy chooses.
+func (st *stream) drop(o offered, began time.Time, cause holdCause) {
+	st.metrics.held(cause, time.Since(began))
 	if o.held.Cancel() {
 		return
 	}

@@ -73,7 +73,7 @@ func heldNow(t *testing.T, f *fixture, want float64) {
 func (f *fixture) holdsEnded(t *testing.T, want map[holdCause]int) {
 	t.Helper()
 	total := 0
-	for _, cause := range []holdCause{holdEvent, holdMax, holdDrain, holdCancelled} {
+	for _, cause := range []holdCause{holdEvent, holdMax, holdDrain, holdOff, holdCancelled} {
 		if got := testutil.ToFloat64(f.metrics.holds.WithLabelValues(string(cause))); got != float64(want[cause]) {
 			t.Errorf("%v holds ended by %s, want %d", got, cause, want[cause])
 		}

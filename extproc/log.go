@@ -42,6 +42,9 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 			Waiting: c.Waiting, Decoding: c.Decoding, Estimate: c.Estimate.Seconds(),
 		})
 	}
+	if d.Arm != "" {
+		log = log.With("arm", d.Arm)
+	}
 	log.LogAttrs(ctx, slog.LevelInfo, "decision",
 		slog.String("id", d.ID),
 		slog.String("model", d.Model),

@@ -33,6 +33,8 @@ type Metrics struct {
 	deadline    prometheus.Histogram
 	misses      *prometheus.CounterVec
 	rescues     *prometheus.CounterVec
+	off         offMetrics
+	arms        *armMetrics
 	stageByName map[stage]prometheus.Observer
 }
 
@@ -132,7 +134,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "firsttoken_streams", Help: "Open ext_proc streams by what they are at.",
 		}, []string{"phase"}),
-		holds: counters("holds_total", "Requests that were held, by what ended it: event, max_hold, drain, cancelled.", "cause"),
+		holds: counters("holds_total", "Requests that were held, by what ended it: event, max_hold, drain, off, cancelled.", "cause"),
 		holdTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "firsttoken_hold_seconds", Buckets: ttftBuckets,
 			Help: "How long requests were held before they were sent to an endpoint, or cancelled.",
@@ -141,8 +143,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "firsttoken_first_token_deadline_seconds", Buckets: ttftBuckets,
 			Help: "Time that each try of a request has for its first token, of requests that may be rescued.",
 		}),
-		misses:      counters("deadline_misses_total", "Tries given up because no first token came in time, by what the engine did meanwhile: silent (no first token at all), late (others had theirs).", "cause"),
-		rescues:     counters("rescues_total", "Requests of which a try was given up, by what came of it: answered by another endpoint, exhausted, lifted (the last endpoint was late, not silent, and waited for), cancelled.", "outcome"),
+		misses:  counters("deadline_misses_total", "Tries given up because no first token came in time, by what the engine did meanwhile: silent (no first token at all), late (others had theirs).", "cause"),
+		rescues: counters("rescues_total", "Requests of which a try was given up, by what came of it: answered by another endpoint, exhausted, lifted (the last endpoint was late, not silent, and waited for), cancelled.", "outcome"),
+		off:     newOffMetrics(reg), arms: newArmMetrics(reg),
 		stageByName: map[stage]prometheus.Observer{},
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
@@ -170,6 +173,7 @@ func (m *Metrics) decision(d *scoring.Decision) {
 	m.tokens.Add(float64(d.Prompt.Length()))
 	m.cached.Add(float64(d.Candidates[0].Cached))
 	m.estimate.Observe(d.Estimate().Seconds())
+	m.arms.decided(d)
 }
 
 // estimated compares what the choice expected of its endpoint with what came.

@@ -133,13 +133,15 @@ func (r replies) destinations(d *scoring.Decision) string {
 // dynamicMetadata is the choice for load balancers, and for access log and
 // response headers its id and reason.
 func (r replies) dynamicMetadata(d *scoring.Decision) *structpb.Struct {
-	namespaces := map[string]*structpb.Value{
-		envoy.Metadata: namespace(map[string]*structpb.Value{
-			envoy.KeyID:       structpb.NewStringValue(d.ID),
-			envoy.KeyEndpoint: structpb.NewStringValue(d.Endpoint().Address),
-			envoy.KeyReason:   structpb.NewStringValue(string(d.Reason)),
-		}),
+	own := map[string]*structpb.Value{
+		envoy.KeyID:       structpb.NewStringValue(d.ID),
+		envoy.KeyEndpoint: structpb.NewStringValue(d.Endpoint().Address),
+		envoy.KeyReason:   structpb.NewStringValue(string(d.Reason)),
 	}
+	if d.Arm != "" {
+		own[envoy.KeyArm] = structpb.NewStringValue(d.Arm)
+	}
+	namespaces := map[string]*structpb.Value{envoy.Metadata: namespace(own)}
 	if r.metadata {
 		namespaces[envoy.MetadataBalancer] = namespace(map[string]*structpb.Value{
 			envoy.HeaderEndpoint: structpb.NewStringValue(r.destinations(d)),

@@ -34,7 +34,14 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 	st.head.seen = true
 	st.head.readHeaders(h.GetHeaders(), st.cfg.SessionKey)
 	st.head.readAttributes(msg)
+	st.readArms(h.GetHeaders())
 	switch {
+	case !st.beginPeriod():
+		// What follows passes as it comes.
+		st.decided = true
+		st.metrics.off.left(leftOff)
+		st.enter(phaseWaiting)
+		return st.send(st.replies.headers(nil))
 	case h.GetEndOfStream() || st.dialect.request.leavesAtHeaders():
 		return st.decideThen(false, st.replies.headers)
 	case st.dialect.request == bodyDuplex:
@@ -78,7 +85,7 @@ func (st *stream) duplexBody(b *extprocv3.HttpBody) error {
 		return st.sendChunks(requestBody, b.GetBody(), b.GetEndOfStream())
 	}
 	st.body = append(st.body, b.GetBody()...)
-	if !b.GetEndOfStream() && len(st.body) <= st.cfg.BodyLimit {
+	if !b.GetEndOfStream() && len(st.body) <= st.cfg.BodyLimit && st.beginPeriod() {
 		return nil
 	}
 	return st.letGo(b.GetEndOfStream(), b.GetEndOfStream())
@@ -121,6 +128,7 @@ func (st *stream) requestTrailers() error {
 func (st *stream) leave(cause string) {
 	st.decided = true
 	st.metrics.fallback(cause)
+	st.metrics.off.left(leftCause(cause))
 	st.enter(phaseWaiting)
 }
 

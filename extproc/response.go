@@ -83,6 +83,7 @@ func (st *stream) respond(msg *extprocv3.ProcessingRequest) {
 func (st *stream) firstChunk(msg *extprocv3.ProcessingRequest, chunk []byte) {
 	switch {
 	case st.booking == nil:
+		st.armFirstChunk(msg)
 	case refusal(attribute(msg, envoy.AttributeCode), st.booking.Decision().Prompt, chunk):
 		st.refused()
 	case st.dialect.response == bodyBuffered || st.dialect.response == bodyPartial:

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -112,7 +113,15 @@ type Server struct {
 	holds   atomic.Bool
 	unshown sync.Once
 
-	mu sync.Mutex // guards the order of readiness and drain
+	// period is the present time of choosing, or the last one; never nil.
+	period atomic.Pointer[period]
+	// split shares requests out to arms; never nil.
+	split atomic.Pointer[canary.Split]
+	// instance tells the access-log records of our own requests from those of other
+	// services, where a request has no decision to be known by.
+	instance string
+
+	mu sync.Mutex // guards the order of readiness and drain, of periods and of splits
 }
 
 // messageOverhead is what a message may hold besides the body: headers,
@@ -138,7 +147,10 @@ func NewServer(cfg Config, deps Deps) *Server {
 		missed: deps.Missed, alive: deps.Alive, rescued: deps.Rescued,
 		followed:    followed{byID: make(map[string]*tries)},
 		missSampler: sampler{limit: missLogs},
+		instance:    newID(),
 	}
+	s.period.Store(newPeriod())
+	s.split.Store(&canary.Split{})
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.draining, s.beginDrain = context.WithCancel(s.stopping)
 	s.grpc = grpc.NewServer(

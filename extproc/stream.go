@@ -49,6 +49,10 @@ type stream struct {
 	renamed bool
 	// booking is the decision's; nil where there is none.
 	booking *scoring.Reservation
+	// period is the time of choosing that the request was taken into; never nil.
+	period *period
+	// arm is which one the request belongs to.
+	arm armed
 
 	// The following belong to the response.
 	responded bool // some of it was seen
@@ -71,7 +75,7 @@ func (s *Server) process(conn conn) error {
 	if showsTry(first) {
 		return s.try(conn, first)
 	}
-	st := &stream{Server: s, conn: conn, dialect: dialectOf(first), began: time.Now()}
+	st := &stream{Server: s, conn: conn, dialect: dialectOf(first), began: time.Now(), period: s.period.Load()}
 	st.enter(phaseReceiving)
 	defer st.enter(phaseGone)
 	for msg := first; ; {
