@@ -60,6 +60,10 @@ type Config struct {
 	DrainDelay time.Duration `yaml:"drain_delay"`
 	// DrainTimeout bounds the wait for open streams when the service stops.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// OffFile is a file whose presence, whatever is in it, leaves every request to
+	// Envoy until it is removed; it is looked for four times a second, and at the
+	// start. Empty: none.
+	OffFile string `yaml:"off_file"`
 	// DecisionLogs is the largest number of decisions logged a second; 0 logs
 	// none. Prompt text is never logged.
 	DecisionLogs int `yaml:"decision_logs_per_second"`

@@ -27,6 +27,7 @@ type admin struct {
 	registry *prometheus.Registry
 	journal  *journal
 	status   func() status
+	choosing http.Handler
 	log      *slog.Logger
 	// explain says what would be chosen for a request now.
 	explain func(context.Context, prompt.Request) (*scoring.Decision, error)
@@ -48,6 +49,10 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /decisions", a.serveDecisions)
 	mux.HandleFunc("POST /explain", a.serveExplain)
+	// No page that somebody looks at on this machine may flip it.
+	choosing := http.NewCrossOriginProtection().Handler(a.choosing)
+	mux.Handle("GET /choosing", choosing)
+	mux.Handle("POST /choosing", choosing)
 	if a.controllerAPI != nil {
 		for _, path := range lmcache.APIPaths {
 			mux.Handle(path, a.controllerAPI)
@@ -59,7 +64,7 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?n=… /decisions?blocks=true POST /explain?path=… /healthz /debug/pprof/\n"))
+		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?n=… /decisions?blocks=true POST /explain?path=… /choosing /healthz /debug/pprof/\n"))
 	})
 	return mux
 }

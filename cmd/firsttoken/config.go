@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
@@ -69,6 +70,9 @@ type config struct {
 	Memory routed.Config `yaml:"memory"`
 	// XDS tells running Envoys which engines there are, as endpoints come and go.
 	XDS xds.Config `yaml:"xds"`
+	// Canary gives shares of the requests to arms, each routed by its own policy or by
+	// Envoy. It follows the file while the service runs.
+	Canary canary.Config `yaml:"canary"`
 	// State sets where what was learnt of the engines' speed outlives a restart.
 	State state.Config `yaml:"state"`
 	// Tracing sends a span of each decision to an OpenTelemetry collector.
@@ -88,6 +92,7 @@ func defaultConfig() config {
 		KVEvents:  kvevents.DefaultConfig(),
 		Memory:    routed.DefaultConfig(),
 		XDS:       xds.DefaultConfig(),
+		Canary:    canary.DefaultConfig(),
 		State:     state.DefaultConfig(),
 		Tracing:   tracing.DefaultConfig(),
 	}
@@ -152,6 +157,7 @@ func (c config) validate() error {
 		c.KVEvents.Validate("kv_events"),
 		c.Memory.Validate("memory"),
 		c.validateXDS(),
+		c.Canary.Validate("canary"),
 		c.State.Validate("state"),
 		c.Tracing.Validate("tracing"),
 	}
@@ -375,6 +381,7 @@ func (c *config) resolvePaths(dir string) {
 		resolve(file)
 	}
 	resolve(&c.State.Directory)
+	resolve(&c.Server.OffFile)
 	for i := range c.Prompt.Models {
 		// What may be a model's id on a hub is left alone, unless it is a folder.
 		if m := &c.Prompt.Models[i]; !hub.IsID(m.Tokenizer) || isFolder(filepath.Join(dir, m.Tokenizer)) {
@@ -421,6 +428,9 @@ func (c config) summary() string {
 		}
 		b.WriteByte('\n')
 	}
+	for _, arm := range c.Canary.Arms {
+		fmt.Fprintf(&b, "%s\n", armSummary(arm))
+	}
 	if c.XDS.Listen != "" {
 		fmt.Fprintf(&b, "xDS for Envoys at %s, which listen at %s\n", c.XDS.Listen, c.XDS.EnvoyListen)
 	}
@@ -443,6 +453,18 @@ func (c config) summary() string {
 		fmt.Fprintf(&b, "learnt speeds are kept in %s\n", folder)
 	}
 	return b.String()
+}
+
+// armSummary is what an arm means.
+func armSummary(arm canary.Arm) string {
+	text := fmt.Sprintf("arm %s, weight %d, policy %s", arm.Name, arm.Weight, cmp.Or(arm.Policy, "as without arms"))
+	if arm.Header != "" {
+		text += ", requests with " + arm.Header
+	}
+	if len(arm.Models) > 0 {
+		text += ", for " + strings.Join(arm.Models, ", ")
+	}
+	return text
 }
 
 func plural(n int, noun string) string {

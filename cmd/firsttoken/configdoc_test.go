@@ -74,7 +74,7 @@ prompt:
 ` + "`VLLM_API_KEY`" + ` in the environment is sent as bearer token on the service's own calls
 to engines (health, models, render). It is in no file and no log.
 
-The file is read again when it changes, and at once on SIGHUP. ` + "`endpoints` and `log.level`" + `
+The file is read again when it changes, and at once on SIGHUP. ` + "`endpoints`, `canary` and `log.level`" + `
 follow it while the service runs, without dropping a stream; an engine whose address stays
 is still the same to the service. Other keys that have changed need a restart, and are named
 in the log and in ` + "`/status`" + `. A file with a fault changes nothing and is named there too, and by

@@ -157,6 +157,7 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 		Time:         timestamppb.New(d.Time),
 		Model:        d.Model,
 		Policy:       d.Policy,
+		Arm:          d.Arm,
 		Reason:       string(d.Reason),
 		PromptTokens: count32(d.Prompt.Length()),
 		TokenSource:  string(d.Prompt.Source),

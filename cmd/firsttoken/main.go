@@ -42,6 +42,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newBenchCommand(),
 		newCheckCommand(),
+		newChoosingCommand(),
 		newDemoCommand(),
 		newEncodeCommand(),
 		newEngineCommand(),

@@ -19,11 +19,12 @@ import (
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/discovery"
 )
 
 // reloader takes in a configuration file that changes while the service runs:
-// the list of endpoints and the log level. What else has changed it names,
+// the list of endpoints, the arms and the log level. What else has changed it names,
 // because that needs a restart. A file that is not good changes nothing.
 //
 // The file is read at intervals, not watched: what an editor, a mounted
@@ -36,6 +37,8 @@ type reloader struct {
 	read func() (config, error)
 	// take makes a list of endpoints the one that holds.
 	take func([]discovery.Entry)
+	// arms makes these the arms that hold.
+	arms func(canary.Config)
 	// level is what the log obeys.
 	level *slog.LevelVar
 	// events says that KV events can be followed; what follows them is made at
@@ -71,7 +74,7 @@ type reloadStatus struct {
 // watchConfig makes s follow the file of its configuration. Call it before run.
 func (s *service) watchConfig(file string, level *slog.LevelVar, read func() (config, error)) {
 	r := &reloader{
-		file: file, read: read, take: s.watcher.SetEntries, level: level, events: s.events != nil, log: s.log, holds: s.cfg,
+		file: file, read: read, take: s.watcher.SetEntries, arms: s.setArms, level: level, events: s.events != nil, log: s.log, holds: s.cfg,
 		status: reloadStatus{File: file, NeedsRestart: []string{}},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "firsttoken_config_reloads_total",
@@ -145,7 +148,7 @@ func (r *reloader) digest() uint64 {
 func (r *reloader) reload() {
 	cfg, err := r.read()
 	next := r.holds
-	next.Endpoints, next.Log.Level = cfg.Endpoints, cfg.Log.Level
+	next.Endpoints, next.Canary, next.Log.Level = cfg.Endpoints, cfg.Canary, cfg.Log.Level
 	if err == nil {
 		// With what holds until a restart the new list must be good too.
 		if fault := next.validate(); fault != nil {
@@ -172,14 +175,18 @@ func (r *reloader) reload() {
 	if len(r.status.NeedsRestart) > 0 {
 		r.log.Warn("the configuration file has changes that need a restart", "file", r.file, "keys", r.status.NeedsRestart)
 	}
-	if reflect.DeepEqual(next.Endpoints, r.holds.Endpoints) && next.Log == r.holds.Log {
+	sameArms := reflect.DeepEqual(next.Canary, r.holds.Canary)
+	if reflect.DeepEqual(next.Endpoints, r.holds.Endpoints) && sameArms && next.Log == r.holds.Log {
 		r.results.WithLabelValues("unchanged").Inc()
 		return
 	}
 	r.results.WithLabelValues("applied").Inc()
-	r.log.Info("took the changed configuration", "file", r.file, "endpoints", len(next.Endpoints), "log_level", next.Log.Level)
+	r.log.Info("took the changed configuration", "file", r.file, "endpoints", len(next.Endpoints), "arms", len(next.Canary.Arms), "log_level", next.Log.Level)
 	if !reflect.DeepEqual(next.Endpoints, r.holds.Endpoints) {
 		r.take(next.Endpoints)
+	}
+	if !sameArms {
+		r.arms(next.Canary)
 	}
 	r.level.Set(logLevels[next.Log.Level])
 	r.holds = next

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/discovery"
 )
 
@@ -93,6 +95,33 @@ func TestReload(t *testing.T) {
 	// What is decided by a flag stays so, and is no change.
 	if need := f.view().NeedsRestart; len(need) != 0 {
 		t.Errorf("needs a restart: %q", need)
+	}
+}
+
+// The arms follow the file: a canary is raised without a restart.
+func TestReloadArms(t *testing.T) {
+	f := follow(t)
+	var taken []canary.Config
+	f.arms = func(c canary.Config) { taken = append(taken, c) }
+	arms := func(share int) string {
+		return firstFile + fmt.Sprintf("canary: {arms: [{name: new, weight: %d}, {name: rest, weight: %d, policy: envoy}]}\n", share, 100-share)
+	}
+	for _, share := range []int{10, 20} {
+		f.write(t, arms(share))
+		f.look(3)
+		if last := taken[len(taken)-1]; len(last.Arms) != 2 || last.Arms[0].Weight != share || last.Arms[1].Policy != canary.PolicyEnvoy {
+			t.Fatalf("taken %+v", taken)
+		}
+	}
+	f.write(t, arms(-1))
+	f.look(3)
+	if fault := f.view().Fault; len(taken) != 2 || !strings.Contains(fault, "canary.arms[0].weight: is -1") {
+		t.Errorf("taken %d times, fault %q", len(taken), fault)
+	}
+	f.write(t, firstFile)
+	f.look(3)
+	if len(taken) != 3 || len(taken[2].Arms) != 0 || len(f.lists) != 0 || len(f.view().NeedsRestart) != 0 {
+		t.Errorf("taken %+v, endpoints %d times, needs a restart %q", taken, len(f.lists), f.view().NeedsRestart)
 	}
 }
 

@@ -95,6 +95,7 @@ func scriptServe(ts *testscript.TestScript, _ bool, args []string) {
 		_ = cmd.Wait()
 	})
 	ts.Check(json.NewDecoder(stdout).Decode(&s.bound))
+	ts.Setenv("ADMIN", s.bound.Admin)
 	services.Store(ts, s)
 	ts.Defer(func() { services.Delete(ts) })
 }
@@ -132,7 +133,7 @@ func scriptLog(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func scriptSignal(ts *testscript.TestScript, _ bool, args []string) {
-	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP}
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2}
 	ts.Check(ofScript(ts).cmd.Process.Signal(signals[args[0]]))
 }
 

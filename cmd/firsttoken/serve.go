@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/certificate"
 	"github.com/firsttoken/firsttoken/counters"
 	"github.com/firsttoken/firsttoken/discovery"
@@ -43,8 +45,9 @@ func newServeCommand() *cobra.Command {
 		Long: "Serve answers Envoy's external processing filter with the endpoint that will give\n" +
 			"the first token soonest. It prints the addresses it is bound to as one line of\n" +
 			"JSON, logs on standard error, and drains on SIGTERM; a second signal ends it at once.\n" +
-			"A file that changes is read again, on SIGHUP at once: the list of endpoints and the log\n" +
-			"level follow it while the service runs; what else has changed needs a restart.",
+			"A file that changes is read again, on SIGHUP at once: the list of endpoints, the arms of\n" +
+			"canary and the log level follow it while the service runs; what else has changed needs\n" +
+			"a restart. SIGUSR1 leaves every request to Envoy from then on, SIGUSR2 chooses again.",
 		Example: "  firsttoken serve --backends 10.0.0.1:8000,10.0.0.2:8000 --model qwen --tokenizer ./qwen\n" +
 			"  firsttoken serve --config firsttoken.yml",
 		Args: cobra.NoArgs,
@@ -102,6 +105,10 @@ type service struct {
 	watcher *discovery.Watcher
 	server  *extproc.Server
 	admin   *admin
+	// choosing is the switch that leaves all requests to Envoy.
+	choosing *choosing
+	// arms are those that requests are shared out to.
+	arms atomic.Pointer[canary.Config]
 	// reloader follows the configuration file; nil where there is none.
 	reloader *reloader
 	// spans is nil where nothing is traced.
@@ -222,14 +229,23 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Rescued:  journal.Rescued,
 		Tracer:   s.spans.Tracer(),
 	})
+	s.setArms(cfg.Canary)
+	// Before the first request: a file that is there turns it off.
+	s.choosing = newChoosing(cfg.Server.OffFile, s.server.SetChoosing, log)
 	s.admin = &admin{
-		registry: registry, journal: journal, status: s.status, log: log,
+		registry: registry, journal: journal, status: s.status, choosing: s.choosing, log: log,
 		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit,
 	}
 	if s.source != nil {
 		s.admin.controllerAPI = lmcache.API(s.controller, s.source)
 	}
 	return s, nil
+}
+
+// setArms shares the requests from now on out to the arms of a valid configuration.
+func (s *service) setArms(c canary.Config) {
+	s.server.SetArms(c)
+	s.arms.Store(&c)
 }
 
 // bindLMCache hosts the LMCache controller, if it is wanted.
@@ -382,6 +398,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	group.Go(func() error { return s.watcher.Run(beside) })
 	s.envoys.run(beside, group, s.watcher)
 	s.reloader.start(beside, group)
+	s.choosing.start(beside, group)
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
 	if s.keeper != nil {

@@ -19,11 +19,15 @@ import (
 
 // status is the service at one moment, as /status shows it.
 type status struct {
-	Version string           `json:"version"`
-	Started time.Time        `json:"started"`
-	Policy  string           `json:"policy"`
-	Models  []modelStatus    `json:"models"`
-	Fleet   []endpointStatus `json:"endpoints"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	Policy  string    `json:"policy"`
+	// Choosing says whether the service makes choices, or Envoy.
+	Choosing choosingStatus `json:"choosing"`
+	// Arms are those that requests are shared out to.
+	Arms   []armStatus      `json:"arms"`
+	Models []modelStatus    `json:"models"`
+	Fleet  []endpointStatus `json:"endpoints"`
 	// OpenBookings are requests decided for and not ended.
 	OpenBookings int `json:"open_bookings"`
 	// Held are requests that wait for an endpoint that is free.
@@ -47,6 +51,16 @@ type status struct {
 	XDSTLS *certificate.Status `json:"xds_tls"`
 	// XDS is what running Envoys are told; null where they get a static config.
 	XDS *xds.Status `json:"xds"`
+}
+
+// armStatus is one arm, as it is configured now. Policy is empty where it is as
+// without arms.
+type armStatus struct {
+	Name   string   `json:"name"`
+	Weight int      `json:"weight"`
+	Policy string   `json:"policy"`
+	Header string   `json:"header"`
+	Models []string `json:"models"`
 }
 
 // lmcacheStatus is what is known of the engines' caches.
@@ -196,11 +210,16 @@ func (s *service) status() status {
 		Version:      version(),
 		Started:      s.started,
 		Policy:       s.cfg.Scoring.Policy,
+		Choosing:     s.choosing.view(),
+		Arms:         []armStatus{},
 		Models:       []modelStatus{},
 		Fleet:        []endpointStatus{},
 		OpenBookings: ledger.Open,
 		Held:         ledger.Held,
 		Pools:        make(map[string]poolStatus, len(ledger.Pools)),
+	}
+	for _, arm := range s.arms.Load().Arms {
+		view.Arms = append(view.Arms, armStatus(arm))
 	}
 	for model, p := range ledger.Pools {
 		view.Pools[model] = s.poolStatus(p)

@@ -99,6 +99,8 @@ type Decision struct {
 	// endpoint, exhausted, lifted (the last one was late, not silent, and waited
 	// for) or cancelled. Absent where none was.
 	Rescue *string `protobuf:"bytes,33,opt,name=rescue,proto3,oneof" json:"rescue,omitempty"`
+	// The arm of canary.arms that the request belongs to; empty: none.
+	Arm string `protobuf:"bytes,38,opt,name=arm,proto3" json:"arm,omitempty"`
 	// Names the request's session (server.session_key): equal for equal ones, and
 	// keyed with the same secret as prefix_blocks. 0: it has none. Only in
 	// /decisions?blocks=true.
@@ -311,6 +313,13 @@ func (x *Decision) GetMissedEndpoints() []string {
 func (x *Decision) GetRescue() string {
 	if x != nil && x.Rescue != nil {
 		return *x.Rescue
+	}
+	return ""
+}
+
+func (x *Decision) GetArm() string {
+	if x != nil {
+		return x.Arm
 	}
 	return ""
 }
@@ -611,7 +620,7 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\b\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\b\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -642,7 +651,8 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10deadline_seconds\x18\x1e \x01(\x01H\x05R\x0fdeadlineSeconds\x88\x01\x01\x12\x14\n" +
 	"\x05tries\x18\x1f \x01(\rR\x05tries\x12)\n" +
 	"\x10missed_endpoints\x18  \x03(\tR\x0fmissedEndpoints\x12\x1b\n" +
-	"\x06rescue\x18! \x01(\tH\x06R\x06rescue\x88\x01\x01\x12\x18\n" +
+	"\x06rescue\x18! \x01(\tH\x06R\x06rescue\x88\x01\x01\x12\x10\n" +
+	"\x03arm\x18& \x01(\tR\x03arm\x12\x18\n" +
 	"\asession\x18( \x01(\x06R\asession\x12\x19\n" +
 	"\x05alias\x18* \x01(\tH\aR\x05alias\x88\x01\x01B\x11\n" +
 	"\x0f_served_addressB\x12\n" +

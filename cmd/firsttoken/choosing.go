@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// choosing is the switch that leaves every request to Envoy. Two hands are on it:
+// a file, whose presence says off, and people, by the admin port or a signal. It is
+// off while either says so. What people said does not outlive the process; a file
+// does.
+type choosing struct {
+	// The following are set once. file is empty where none is looked at; apply makes
+	// what was decided hold.
+	file  string
+	apply func(choose bool)
+	log   *slog.Logger
+
+	// mu guards the following fields. It is held while apply is called, so that what
+	// holds is what was said last.
+	mu sync.Mutex
+	// byFile and by say who turned it off; by is empty where no person did.
+	byFile bool
+	by     string
+	since  time.Time
+	// fault is why the file could not be looked at, the last time.
+	fault string
+}
+
+// choosingStatus is who chooses, and who said so.
+type choosingStatus struct {
+	// Choosing: the service does. Otherwise Envoy does, and OffBy says why.
+	Choosing bool     `json:"choosing"`
+	OffBy    []string `json:"off_by"`
+	// Since is when this last changed, or the service was started.
+	Since time.Time `json:"since"`
+	// OffFile is the file whose presence turns choosing off; empty: none.
+	OffFile string `json:"off_file"`
+	// Fault is why that file could not be looked at; what was found before holds.
+	Fault string `json:"fault,omitempty"`
+}
+
+// newChoosing is a switch that is on, unless the file is there.
+func newChoosing(file string, apply func(bool), log *slog.Logger) *choosing {
+	c := &choosing{file: file, apply: apply, log: log, since: time.Now()}
+	c.look()
+	return c
+}
+
+// errOffFile: people want choices to be made, but a file says no.
+var errOffFile = errors.New("choosing stays off while the file is there")
+
+// set is a person's word, given by the means named.
+func (c *choosing) set(choose bool, means string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !choose {
+		c.changeLocked(means, func() { c.by = means })
+		return nil
+	}
+	c.changeLocked(means, func() { c.by = "" })
+	if c.byFile {
+		return fmt.Errorf("%w: remove %s (server.off_file)", errOffFile, c.file)
+	}
+	return nil
+}
+
+// look looks for the file. Where that fails what was found before holds.
+func (c *choosing) look() {
+	if c.file == "" {
+		return
+	}
+	_, err := os.Lstat(c.file)
+	there := err == nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if c.fault != err.Error() {
+			c.log.Error("cannot look for the file that turns choosing off; what was found before holds", "key", "server.off_file", "error", err)
+		}
+		c.fault = err.Error()
+		return
+	}
+	c.fault = ""
+	c.changeLocked("file "+c.file, func() { c.byFile = there })
+}
+
+// changeLocked lets f, by the means named, change what the hands say, and makes it
+// hold. Caller must hold mu.
+func (c *choosing) changeLocked(means string, f func()) {
+	before := c.viewLocked()
+	f()
+	now := c.viewLocked()
+	if before.Choosing == now.Choosing {
+		return
+	}
+	c.since = time.Now()
+	c.apply(now.Choosing)
+	if now.Choosing {
+		c.log.Warn("choosing again", "by", means)
+		return
+	}
+	c.log.Warn("told to make no choices: every request is left to Envoy", "by", means)
+}
+
+// view is who chooses.
+func (c *choosing) view() choosingStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.viewLocked()
+}
+
+// viewLocked is view. Caller must hold mu.
+func (c *choosing) viewLocked() choosingStatus {
+	v := choosingStatus{OffBy: []string{}, Since: c.since, OffFile: c.file, Fault: c.fault}
+	if c.by != "" {
+		v.OffBy = append(v.OffBy, c.by)
+	}
+	if c.byFile {
+		v.OffBy = append(v.OffBy, "file "+c.file)
+	}
+	v.Choosing = len(v.OffBy) == 0
+	return v
+}
+
+// fileInterval is how soon the file counts. A look costs some microseconds.
+const fileInterval = 250 * time.Millisecond
+
+// start follows the file and the signals until ctx ends: SIGUSR1 turns off, SIGUSR2
+// on. They are two, because whoever sends one may not know what holds: sent twice it
+// says the same.
+func (c *choosing) start(ctx context.Context, group *errgroup.Group) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
+	group.Go(func() error {
+		defer signal.Stop(signals)
+		ticker := time.NewTicker(fileInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+				c.look()
+			case got := <-signals:
+				means := map[os.Signal]string{syscall.SIGUSR1: "signal SIGUSR1", syscall.SIGUSR2: "signal SIGUSR2"}[got]
+				if err := c.set(got == syscall.SIGUSR2, means); err != nil {
+					c.log.Warn("asked by signal to choose again", "error", err)
+				}
+			}
+		}
+	})
+}
+
+// ServeHTTP answers GET and POST of /choosing with who chooses; POST with
+// ?on=false or ?on=true changes it first. 409 says that a file stands against it.
+func (c *choosing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	answer := struct {
+		choosingStatus
+		Error string `json:"error,omitempty"`
+	}{}
+	code := http.StatusOK
+	if r.Method == http.MethodPost {
+		on, err := strconv.ParseBool(r.URL.Query().Get("on"))
+		if err != nil {
+			code, answer.Error = http.StatusBadRequest, "write POST /choosing?on=false to leave every request to Envoy, ?on=true to choose again"
+		} else if err := c.set(on, "admin port"); err != nil {
+			code, answer.Error = http.StatusConflict, err.Error()
+		}
+	}
+	answer.choosingStatus = c.view()
+	w.WriteHeader(code)
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(answer); err != nil {
+		c.log.Debug("cannot write who chooses", "error", err)
+	}
+}
