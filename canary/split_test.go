@@ -2,9 +2,10 @@ package canary_test
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"testing"
+
+	"gonum.org/v1/gonum/stat/distuv"
 
 	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -201,30 +202,14 @@ func TestShares(t *testing.T) {
 // would give once in ten million times or less on its side.
 func within(t *testing.T, what string, count, n int, p float64) {
 	t.Helper()
-	if tail := tail(count, n, p); tail < 1e-7 {
-		t.Errorf("%s: %d of %d, want some %.0f; chance gives that once in %.0f times", what, count, n, p*float64(n), 1/tail)
+	b := distuv.Binomial{N: float64(n), P: p}
+	tail := b.CDF(float64(count))
+	if float64(count) > b.Mean() {
+		tail = 1 - b.CDF(float64(count-1))
 	}
-}
-
-// tail is the probability that chance gives a count as far from its mean as this
-// one, on the same side.
-func tail(count, n int, p float64) float64 {
-	if p == 0 || p == 1 {
-		if float64(count) == p*float64(n) {
-			return 1
-		}
-		return 0
+	if tail < 1e-7 {
+		t.Errorf("%s: %d of %d, want some %.0f; chance gives that once in %.0f times", what, count, n, b.Mean(), 1/tail)
 	}
-	from, to := 0, count
-	if float64(count) > p*float64(n) {
-		from, to = count, n
-	}
-	lgamma := func(x int) float64 { v, _ := math.Lgamma(float64(x + 1)); return v }
-	sum := 0.0
-	for k := from; k <= to; k++ {
-		sum += math.Exp(lgamma(n) - lgamma(k) - lgamma(n-k) + float64(k)*math.Log(p) + float64(n-k)*math.Log1p(-p))
-	}
-	return sum
 }
 
 // An assignment costs nothing beside a decision, and no memory where a user is
