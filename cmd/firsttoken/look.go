@@ -26,8 +26,12 @@ type adminView struct {
 }
 
 func (v *adminView) register(flags *pflag.FlagSet) {
-	flags.StringVar(&v.address, "admin", defaultConfig().Admin.Listen, "`address` of the service's admin port (admin.listen)")
+	v.registerAddress(flags)
 	flags.BoolVar(&v.json, "json", false, "print the service's own answer")
+}
+
+func (v *adminView) registerAddress(flags *pflag.FlagSet) {
+	flags.StringVar(&v.address, "admin", defaultConfig().Admin.Listen, "`address` of the service's admin port (admin.listen)")
 }
 
 // adminTimeout bounds one question to the admin port.
