@@ -13,12 +13,14 @@ import (
 var errUnread = errors.New("the body could not be read as a request; it would be routed by its length alone")
 
 // Explain says what would be chosen for a request now, and books nothing: as if it
-// had come by Envoy with its whole body, without being held and without arm. A *prompt.RequestError
-// is the answer that it would get instead. Safe for concurrent use.
-func (s *Server) Explain(ctx context.Context, r prompt.Request) (*scoring.Decision, error) {
+// had come by Envoy with its whole body, without being held and without arm. session
+// is the value of its session key's header; empty: it has none. A
+// *prompt.RequestError is the answer that it would get instead. Safe for concurrent
+// use.
+func (s *Server) Explain(ctx context.Context, r prompt.Request, session string) (*scoring.Decision, error) {
 	st := &stream{
 		Server: s, conn: nobody{ctx: ctx}, began: time.Now(), body: r.Body,
-		head: head{method: r.Method, path: r.Path, contentType: r.ContentType, contentEncoding: r.ContentEncoding, seen: true},
+		head: head{method: r.Method, path: r.Path, contentType: r.ContentType, contentEncoding: r.ContentEncoding, session: session, seen: true},
 		// It is answered, too, while no choices are made.
 		period: newPeriod(),
 	}

@@ -17,7 +17,8 @@ import (
 )
 
 // serveExplain answers what would be chosen for the request whose body is posted, as
-// a record of /decisions without id. ?path= is where the request would go.
+// a record of /decisions without id. ?path= is where the request would go, ?session=
+// what the header of the session key would say.
 func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(a.bodyLimit)))
@@ -33,7 +34,7 @@ func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 	d, err := a.explain(r.Context(), prompt.Request{
 		Method: http.MethodPost, Path: path, Body: body,
 		ContentType: "application/json", ContentEncoding: r.Header.Get("Content-Encoding"),
-	})
+	}, r.URL.Query().Get("session"))
 	var fault *prompt.RequestError
 	switch {
 	case errors.As(err, &fault):
@@ -59,7 +60,7 @@ const defaultExplainPath = "/v1/chat/completions"
 // newExplainCommand makes "firsttoken explain".
 func newExplainCommand() *cobra.Command {
 	var view adminView
-	var file, path string
+	var file, path, session string
 	cmd := &cobra.Command{
 		Use:   "explain --body FILE",
 		Short: "Say where a running service would send a request now, and why",
@@ -74,7 +75,7 @@ func newExplainCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("--body: %w", err)
 			}
-			text, err := view.post(cmd.Context(), "/explain", map[string]string{"path": path}, body)
+			text, err := view.post(cmd.Context(), "/explain", map[string]string{"path": path, "session": session}, body)
 			if err != nil || view.json {
 				_, _ = cmd.OutOrStdout().Write(text)
 				return err
@@ -89,6 +90,7 @@ func newExplainCommand() *cobra.Command {
 	view.register(cmd.Flags())
 	cmd.Flags().StringVar(&file, "body", "", "`file` with the body of the request; - is standard input")
 	cmd.Flags().StringVar(&path, "path", defaultExplainPath, "`path` that the request would be sent to")
+	cmd.Flags().StringVar(&session, "session", "", "`value` of the header that server.session_key names")
 	_ = cmd.MarkFlagRequired("body") // it exists
 	return cmd
 }

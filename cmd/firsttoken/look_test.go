@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -93,5 +94,47 @@ func TestLookWhereNobodyIs(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "--admin") || !strings.Contains(err.Error(), "127.0.0.1:1") {
 			t.Errorf("%v: %v", args, err)
 		}
+	}
+}
+
+// A model's own policy, and the session from the header or the body's member.
+func TestExplainKnowsSessions(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.Endpoints = []discovery.Entry{
+		{Name: "one", Address: fakeEngine(t, `{"data":[{"id":"m"}]}`), Models: []string{"m"}},
+		{Name: "two", Address: fakeEngine(t, `{"data":[{"id":"m"}]}`), Models: []string{"m"}},
+	}
+	cfg.Server.SessionKey = "x-user-id"
+	cfg.Scoring.Models = map[string]scoring.ModelConfig{"m": {Policy: scoring.PolicySession}}
+	s, b := runService(t, cfg, slog.New(slog.DiscardHandler))
+	awaitServing(t, dial(t, b.Listen))
+	awaitStatus(t, b, func(s status) bool { return s.Fleet[0].Ready && s.Fleet[1].Ready })
+
+	explain := func(body string, more ...string) string {
+		out, err := runCommand(t, body, append([]string{"explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-"}, more...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, _, _ := strings.Cut(out, "\n")
+		return first
+	}
+	homes := make(map[string]bool)
+	for i := range 20 {
+		id := fmt.Sprint("user", i)
+		header := explain(`{"model":"m","prompt":"x"}`, "--session", id)
+		body := explain(`{"model":"m","prompt":"x","x-user-id":"` + id + `"}`)
+		if header != body || !strings.HasSuffix(header, ", because: session (policy session)") {
+			t.Errorf("%s by the header, %s by the body", header, body)
+		}
+		homes[header] = true
+	}
+	if len(homes) != 2 {
+		t.Errorf("20 sessions are at %v", homes)
+	}
+	if out := explain(`{"model":"m","prompt":"x"}`); !strings.HasSuffix(out, ", because: load (policy session)") {
+		t.Errorf("without a session: %s", out)
+	}
+	if open := s.picker.Stats().Open; open != 0 {
+		t.Errorf("%d bookings", open)
 	}
 }
