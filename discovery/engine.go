@@ -72,6 +72,9 @@ type served struct {
 	names []string
 	// adapters are those of names that have another as parent.
 	adapters []string
+	// cards are the engine's own words on each of names. They have the time of the
+	// answer in them, so others are no news.
+	cards []json.RawMessage
 }
 
 // models is what the engine serves. Never without names but with an error.
@@ -87,20 +90,25 @@ var errNoModels = errors.New("GET /v1/models: the answer lists no model")
 
 func parseModels(body []byte) (s served, err error) {
 	var cards struct {
-		Data []struct {
-			ID string `json:"id"`
-			// Parent is null but for adapters, which have the model's name here.
-			Parent *string `json:"parent"`
-		} `json:"data"`
+		Data []json.RawMessage `json:"data"`
 	}
 	if err := json.Unmarshal(body, &cards); err != nil {
 		return served{}, fmt.Errorf("GET /v1/models: %w", err)
 	}
 	seen := make(map[string]bool, len(cards.Data))
-	for _, card := range cards.Data {
+	for _, raw := range cards.Data {
+		var card struct {
+			ID string `json:"id"`
+			// Parent is null but for adapters, which have the model's name here.
+			Parent *string `json:"parent"`
+		}
+		if err := json.Unmarshal(raw, &card); err != nil {
+			return served{}, fmt.Errorf("GET /v1/models: %w", err)
+		}
 		if card.ID != "" && !seen[card.ID] {
 			seen[card.ID] = true
 			s.names = append(s.names, card.ID)
+			s.cards = append(s.cards, raw)
 			if card.Parent != nil {
 				s.adapters = append(s.adapters, card.ID)
 			}

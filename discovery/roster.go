@@ -188,11 +188,16 @@ func (r *roster) probed(id scoring.EndpointID, now time.Time, fault error, suspe
 // that is gone is ignored. It reports whether that was news.
 func (r *roster) learned(id scoring.EndpointID, s served) (changed bool) {
 	m := r.member(id)
-	if m == nil || slices.Equal(m.serves.names, s.names) && slices.Equal(m.serves.adapters, s.adapters) {
+	if m == nil {
 		return false
 	}
+	changed = !slices.Equal(m.serves.names, s.names) || !slices.Equal(m.serves.adapters, s.adapters)
+	if !changed {
+		// Who has the list of endpoints may still read the names.
+		s.names, s.adapters = m.serves.names, m.serves.adapters
+	}
 	m.serves = s
-	return true
+	return changed
 }
 
 func (r *roster) member(id scoring.EndpointID) *member {

@@ -101,6 +101,10 @@ func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:       "clients",
 		UseRemoteAddress: wrapperspb.Bool(true),
+		// The client's X-Request-Id, or one that Envoy makes, goes to the engine and
+		// back: whoever looks for a request finds it by one name everywhere.
+		PreserveExternalRequestId:    true,
+		AlwaysSetRequestIdInResponse: true,
 		// The default of 5 minutes cuts requests that queue long, and answers
 		// that are not streamed.
 		StreamIdleTimeout:             durationpb.New(0),

@@ -26,6 +26,11 @@ const (
 	// key more than HeaderEndpoint in it makes subset balancers fall back
 	// silently, so nothing else is ever put there.
 	MetadataBalancer = "envoy.lb"
+	// MetadataSubset is the namespace, and KeySubset the key in it, in which a gateway
+	// names the endpoints that a request may go to: a list of "ip:port", or one
+	// string with commas.
+	MetadataSubset = "envoy.lb.subset_hint"
+	KeySubset      = HeaderEndpoint + "-subset"
 	// Metadata is our own namespace, with the keys below.
 	Metadata = "firsttoken"
 	// KeyID is the decision's id, KeyEndpoint its first choice and KeyReason

@@ -54,6 +54,15 @@ type Config struct {
 	// ClusterHeader tells the choice's cluster in the request header
 	// x-firsttoken-cluster, for cluster_header routes.
 	ClusterHeader bool `yaml:"cluster_header"`
+	// Answers are the paths that the service answers to a GET in place of an engine,
+	// where Envoy's filter sends request headers: /v1/models with the models of all
+	// engines and the aliases, /health (503 while no engine takes requests),
+	// /engines, and /version, which is then that of this service, no engine's. Where
+	// VLLM_API_KEY is set, models and engines are told to clients with that key.
+	Answers []string `yaml:"answers"`
+	// Pins lets a client ask for one engine by ?id= in the path's query: its name,
+	// address or LMCache instance. The request goes there or is refused.
+	Pins bool `yaml:"pins"`
 	// DrainDelay is how long the service goes on serving after it began to
 	// report NOT_SERVING, so that every Envoy's health check sees it. Three
 	// intervals of that check are enough.
@@ -83,6 +92,8 @@ func DefaultConfig() Config {
 		DestinationHeader:   true,
 		DestinationMetadata: true,
 		ClusterHeader:       true,
+		Answers:             []string{PathModels, PathEngines, PathHealth},
+		Pins:                true,
 		DrainDelay:          time.Second,
 		DrainTimeout:        30 * time.Second,
 		DecisionLogs:        10,
@@ -150,6 +161,7 @@ func (c Config) Validate(path string) error {
 	if c.Rescue.Enabled && !c.DestinationHeader && !c.DestinationMetadata {
 		fault("rescue.enabled", "is true, but Envoy is told no list of endpoints to go down; set destination_header or destination_metadata to true, or write false")
 	}
+	faults = append(faults, validateAnswers(path, c.Answers)...)
 	if c.DrainDelay < 0 {
 		fault("drain_delay", "is %s; write 0s or more", c.DrainDelay)
 	}

@@ -86,7 +86,7 @@ func (st *stream) decide(whole bool) (*scoring.Decision, error) {
 	if gone := st.conn.Context().Err(); gone != nil && d == nil {
 		return nil, gone
 	}
-	if err != nil && !generation {
+	if err != nil && !generation && p.Only == nil {
 		// Whether such a request needs an endpoint at all is not ours to say.
 		st.metrics.fallback(causeOf(err))
 		return st.alone(leftCause(causeOf(err)))
@@ -119,7 +119,7 @@ func (st *stream) size(ctx context.Context, whole bool) (*scoring.Prompt, error)
 	}
 	st.model, p.Received = p.Model, st.began
 	st.tellSession(p)
-	return p, nil
+	return p, st.restrict(p)
 }
 
 // pick asks for the decision, waits for it where the request is held, and tells

@@ -239,9 +239,15 @@ func refuse(fault any, code int, details string) *extprocv3.ProcessingResponse {
 // faultOf is the one map from errors to HTTP. endpoints are those of now, for
 // the names of their models; model is the one asked for.
 func faultOf(err error, model string, endpoints []scoring.Endpoint, bodyLimit int) (fault *prompt.RequestError, details string) {
+	var pin *unknownPin
 	switch {
 	case errors.As(err, &fault):
 		return fault, "firsttoken_bad_request"
+	case errors.As(err, &pin):
+		return &prompt.RequestError{
+			Status: http.StatusNotFound, Type: "NotFoundError", Param: "id",
+			Message: fmt.Sprintf("The engine `%s` does not exist.", pin.id),
+		}, "firsttoken_unknown_engine"
 	case errors.Is(err, errBodyTooLarge):
 		return &prompt.RequestError{
 			Status: http.StatusRequestEntityTooLarge, Type: "RequestEntityTooLargeError",
@@ -258,7 +264,8 @@ func faultOf(err error, model string, endpoints []scoring.Endpoint, bodyLimit in
 			Message: fmt.Sprintf("The model `%s` does not exist. Valid aliases: %s.", model, modelNames(endpoints)),
 		}, "firsttoken_unknown_model"
 	}
-	// scoring.ErrNoEndpoint is the only one left.
+	// No endpoint is ready, or none of those that the request is restricted to is
+	// there: scoring.ErrNoEndpoint, scoring.ErrUnknownEndpoint.
 	return &prompt.RequestError{
 		Status: http.StatusServiceUnavailable, Type: "ServiceUnavailableError",
 		Message: "No engine that serves this request is ready.",

@@ -35,8 +35,17 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 	st.head.readHeaders(h.GetHeaders(), st.cfg.SessionKey)
 	st.head.readAttributes(msg)
 	st.readArms(h.GetHeaders())
+	st.readSubset(msg)
+	choosing := st.beginPeriod()
+	if reply := st.ownAnswer(h.GetHeaders()); reply != nil && choosing {
+		st.decided = true
+		if err := st.send(reply); err != nil {
+			return err
+		}
+		return errDone
+	}
 	switch {
-	case !st.beginPeriod():
+	case !choosing:
 		// What follows passes as it comes.
 		st.decided = true
 		st.metrics.off.left(leftOff)
@@ -59,6 +68,7 @@ func (st *stream) requestBody(msg *extprocv3.ProcessingRequest, b *extprocv3.Htt
 	}
 	if !st.decided && !st.head.seen {
 		st.head.readAttributes(msg)
+		st.readSubset(msg)
 		if st.dialect.request == bodyDuplex || st.dialect.request.leavesAtHeaders() {
 			st.leave(causeHeadersLeft)
 		}

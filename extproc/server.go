@@ -58,6 +58,13 @@ type Deps struct {
 	// when ctx ends; one that comes back later is no longer waited for. It may be
 	// nil.
 	Ask func(ctx context.Context, p *scoring.Prompt) (done func())
+	// Answer answers a path of Config.Answers in place of an engine; false leaves it
+	// to one. authorization is the client's header. It must not block, and may be
+	// nil.
+	Answer func(path, authorization string) (Answer, bool)
+	// Instance is the LMCache instance that was found to be the endpoint's, by which
+	// a client may ask for it; empty: none is known. It may be nil.
+	Instance func(scoring.EndpointID) string
 	// Observer may be nil.
 	Observer Observer
 	// Probe is called with the address of an endpoint that Envoy could not
@@ -86,6 +93,8 @@ type Server struct {
 	picker   *scoring.Picker
 	encoder  Encoder
 	ask      func(context.Context, *scoring.Prompt) func()
+	answer   func(path, authorization string) (Answer, bool)
+	instance func(scoring.EndpointID) string
 	observer Observer
 	probe    func(address string)
 	tracer   trace.Tracer
@@ -135,6 +144,8 @@ func NewServer(cfg Config, deps Deps) *Server {
 		picker:   deps.Picker,
 		encoder:  deps.Encoder,
 		ask:      deps.Ask,
+		answer:   deps.Answer,
+		instance: deps.Instance,
 		observer: deps.Observer,
 		probe:    deps.Probe,
 		tracer:   deps.Tracer,

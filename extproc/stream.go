@@ -40,6 +40,8 @@ type stream struct {
 	headersWait bool
 	// model is what the client asked for, once that is known.
 	model string
+	// subset are the addresses that the gateway restricts the request to; nil: any.
+	subset []string
 	// unread: the body came, but the encoder failed on it.
 	unread bool
 	// decided: the choice was made, or left to Envoy.

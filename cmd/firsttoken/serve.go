@@ -227,6 +227,8 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		Missed:   s.watcher.Missed,
 		Alive:    s.watcher.Alive,
 		Rescued:  journal.Rescued,
+		Answer:   (&answers{s.picker.Endpoints, s.watcher.Cards, cfg.Aliases, apiKey, s.started}).answer,
+		Instance: s.instanceOf,
 		Tracer:   s.spans.Tracer(),
 	})
 	s.setArms(cfg.Canary)
@@ -330,6 +332,14 @@ func orphans(before, now map[scoring.EndpointID]string, present []scoring.Endpoi
 	}
 	slices.Sort(gone)
 	return gone
+}
+
+// instanceOf is the LMCache instance that is mapped to an endpoint.
+func (s *service) instanceOf(id scoring.EndpointID) string {
+	if s.source == nil {
+		return ""
+	}
+	return s.source.Mapping().Instances[id]
 }
 
 // renderer is the base URL of a ready engine that serves model.
