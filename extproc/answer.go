@@ -41,11 +41,11 @@ func validateAnswers(path string, list []string) (faults []error) {
 }
 
 // ownAnswer answers a question about all engines in their place; nil where the
-// request is none, or for an engine. The client's Authorization is looked at here
+// request is none, or for an engine, or the service is switched off. The client's Authorization is looked at here
 // alone: who may not ask an engine for its models may not ask us.
-func (st *stream) ownAnswer(headers *corev3.HeaderMap) *extprocv3.ProcessingResponse {
+func (st *stream) ownAnswer(choosing bool, headers *corev3.HeaderMap) *extprocv3.ProcessingResponse {
 	path, _, _ := strings.Cut(st.head.path, "?")
-	if st.answer == nil || st.head.method != http.MethodGet && st.head.method != http.MethodHead ||
+	if !choosing || st.answer == nil || st.head.method != http.MethodGet && st.head.method != http.MethodHead ||
 		!slices.Contains(st.cfg.Answers, path) || st.pin() != "" {
 		return nil
 	}

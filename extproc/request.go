@@ -37,14 +37,13 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 	st.readArms(h.GetHeaders())
 	st.readSubset(msg)
 	choosing := st.beginPeriod()
-	if reply := st.ownAnswer(h.GetHeaders()); reply != nil && choosing {
+	switch reply := st.ownAnswer(choosing, h.GetHeaders()); {
+	case reply != nil:
 		st.decided = true
 		if err := st.send(reply); err != nil {
 			return err
 		}
 		return errDone
-	}
-	switch {
 	case !choosing:
 		// What follows passes as it comes.
 		st.decided = true
