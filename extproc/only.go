@@ -82,7 +82,7 @@ func (st *stream) pin() string {
 // hasID reports whether an endpoint is called so: by its name, its address, or
 // the id of its LMCache instance.
 func (s *Server) hasID(e *scoring.Endpoint, id string) bool {
-	return e.Name == id || e.Address == id || e.Cache.Instance == id || s.instance != nil && s.instance(e.ID) == id
+	return e.Name == id || e.Address == id || e.Cache.Instance == id || s.lmcache != nil && s.lmcache(e.ID) == id
 }
 
 // isAt reports whether an endpoint is at an address of a hint: "ip:port", or an

@@ -94,7 +94,7 @@ type Server struct {
 	encoder  Encoder
 	ask      func(context.Context, *scoring.Prompt) func()
 	answer   func(path, authorization string) (Answer, bool)
-	instance func(scoring.EndpointID) string
+	lmcache  func(scoring.EndpointID) string
 	observer Observer
 	probe    func(address string)
 	tracer   trace.Tracer
@@ -145,7 +145,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		encoder:  deps.Encoder,
 		ask:      deps.Ask,
 		answer:   deps.Answer,
-		instance: deps.Instance,
+		lmcache:  deps.Instance,
 		observer: deps.Observer,
 		probe:    deps.Probe,
 		tracer:   deps.Tracer,
