@@ -141,8 +141,10 @@ type Decision struct {
 	policy Policy
 	shared []Tokens
 	// Candidates are all endpoints weighed, best first by the policy. The
-	// first one is the choice.
+	// first one is the choice; of a Shadow that is placed, the one that serves.
 	Candidates []Candidate
+	// Shadow is nil where the request goes by our word.
+	Shadow *Shadow
 	// Reservation is the booking; whoever got the Decision must end it.
 	Reservation *Reservation
 }

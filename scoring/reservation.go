@@ -22,6 +22,8 @@ type Reservation struct {
 	account   *account
 	candidate *Candidate
 	moved     bool
+	// unplaced: of a Shadow, where the request went is not known yet.
+	unplaced bool
 	// before and after are its neighbours in the account's line of its state.
 	before, after *Reservation
 	// area, work and tokens are what is booked while queued; of area and work what
@@ -86,7 +88,7 @@ func (r *Reservation) Served(address string) bool {
 	l := r.ledger
 	l.lock()
 	defer l.unlock()
-	if r.state == ended || address == "" || (r.candidate != nil && r.candidate.Endpoint.Address == address) {
+	if r.state == ended || r.unplaced || address == "" || (r.candidate != nil && r.candidate.Endpoint.Address == address) {
 		return false
 	}
 	if r.candidate == nil && r.account == nil && !r.knowsLocked(address) {
@@ -225,11 +227,12 @@ func (r *Reservation) FirstToken() (ttft time.Duration, first bool) {
 }
 
 // Estimate is the time to first token that was predicted for the endpoint where
-// the request was sent; known is false where another one serves it.
+// the request was sent; known is false where another one serves it, or of a
+// Shadow that was not placed.
 func (r *Reservation) Estimate() (estimate time.Duration, known bool) {
 	r.ledger.mu.Lock()
 	defer r.ledger.mu.Unlock()
-	return r.decision.Estimate(), !r.moved
+	return r.decision.Estimate(), !r.moved && !r.unplaced
 }
 
 // teachLocked takes in a first token: it joins the endpoint's group. Caller must
@@ -257,7 +260,11 @@ func (r *Reservation) teachLocked() {
 	}
 	a.lastFirst = l.now
 	if !r.moved {
-		a.pool.missed(l.now.Sub(r.decision.Time) - r.candidate.Estimate)
+		sent := r.decision.Time
+		if r.decision.Shadow != nil {
+			sent = r.dispatched // it did not wait for us
+		}
+		a.pool.missed(l.now.Sub(sent) - r.candidate.Estimate)
 	}
 }
 
