@@ -64,6 +64,9 @@ func (s *Server) record(entry *datav3.HTTPAccessLogEntry) (fate recordFate, fina
 	common := entry.GetCommonProperties()
 	switch common.GetAccessLogType() {
 	case datav3.AccessLogType_NotSet, datav3.AccessLogType_DownstreamEnd:
+	case datav3.AccessLogType_UpstreamPoolReady:
+		s.recordShadow(entry, joinAddress(common.GetUpstreamRemoteAddress()))
+		return "", false
 	default:
 		return "", false
 	}
@@ -74,7 +77,7 @@ func (s *Server) record(entry *datav3.HTTPAccessLogEntry) (fate recordFate, fina
 	id := decisionID(common.GetMetadata().GetFilterMetadata()[envoy.Metadata])
 	if id == "" {
 		s.armEnded(common.GetMetadata().GetFilterMetadata()[envoy.Metadata], entry)
-		return recordForeign, true
+		return s.recordShadow(entry, upstream), true
 	}
 	if t := s.followed.find(id); t != nil {
 		t.concluded(entry)

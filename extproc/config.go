@@ -73,6 +73,8 @@ type Config struct {
 	// Envoy until it is removed; it is looked for four times a second, and at the
 	// start. Empty: none.
 	OffFile string `yaml:"off_file"`
+	// Shadow sets what is done with requests that Envoy only shows us.
+	Shadow ShadowConfig `yaml:"shadow"`
 	// DecisionLogs is the largest number of decisions logged a second; 0 logs
 	// none. Prompt text is never logged.
 	DecisionLogs int `yaml:"decision_logs_per_second"`
@@ -96,6 +98,7 @@ func DefaultConfig() Config {
 		Pins:                true,
 		DrainDelay:          time.Second,
 		DrainTimeout:        30 * time.Second,
+		Shadow:              DefaultShadowConfig(),
 		DecisionLogs:        10,
 		Rescue:              defaultRescue(),
 	}
@@ -167,6 +170,9 @@ func (c Config) Validate(path string) error {
 	}
 	if c.DrainTimeout <= 0 {
 		fault("drain_timeout", "is %s; write a duration above zero, such as 30s", c.DrainTimeout)
+	}
+	if err := c.Shadow.Validate(path + ".shadow"); err != nil {
+		faults = append(faults, err)
 	}
 	if c.DecisionLogs < 0 {
 		fault("decision_logs_per_second", "is %d; write 0 or more", c.DecisionLogs)

@@ -29,6 +29,9 @@ func TestConfigFaults(t *testing.T) {
 		{func(c *Config) { c.SessionKey = ":path" }, `server.session_key: ":path" is no name of a header`},
 		{func(c *Config) { c.DrainDelay = -1 }, "server.drain_delay: is -1ns"},
 		{func(c *Config) { c.DrainTimeout = 0 }, "server.drain_timeout: is 0s"},
+		{func(c *Config) { c.Shadow.ServedHeader = "x served" }, `server.shadow.served_header: "x served" is no header's name`},
+		{func(c *Config) { c.Shadow.Streams = -1 }, "server.shadow.streams: is -1"},
+		{func(c *Config) { c.Shadow.BodyBytes = 0 }, "server.shadow.body_bytes: is 0"},
 		{func(c *Config) { c.DecisionLogs = -1 }, "server.decision_logs_per_second: is -1"},
 		{func(c *Config) { c.Rescue.Floor = 0 }, "server.rescue.floor: is 0s"},
 		{func(c *Config) { c.Rescue.Factor = 0.5 }, "server.rescue.factor: is 0.5"},
@@ -46,7 +49,7 @@ func TestConfigFaults(t *testing.T) {
 			t.Errorf("fault %v, want %s", err, c.want)
 		}
 	}
-	bad := Config{Listen: "x", Fallbacks: 9, Rescue: defaultRescue()}
+	bad := Config{Listen: "x", Fallbacks: 9, Rescue: defaultRescue(), Shadow: DefaultShadowConfig()}
 	if err := bad.Validate("s"); err == nil || len(strings.Split(err.Error(), "\n")) != 7 {
 		t.Errorf("not every fault is named: %v", err)
 	}

@@ -133,11 +133,13 @@ func (st *stream) pick(ctx context.Context, p *scoring.Prompt) (*scoring.Decisio
 	if err != nil {
 		return nil, err
 	}
-	st.metrics.decision(d)
+	if st.shadow == nil {
+		st.metrics.decision(d)
+	}
 	if st.sampler.take(time.Now()) {
 		logDecision(ctx, st.log, d)
 	}
-	if st.observer != nil {
+	if st.observer != nil && st.shadow == nil {
 		st.observer.Decided(d)
 	}
 	return d, nil

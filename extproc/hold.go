@@ -37,6 +37,10 @@ type offered struct {
 
 // offer hands a prompt to the picker. Once the service drains nothing is held.
 func (st *stream) offer(p *scoring.Prompt) offered {
+	if st.shadow != nil {
+		d, err := st.picker.Shadow(newID(), p, st.shadow.arrived)
+		return offered{release: release{d, err}}
+	}
 	if st.draining.Err() != nil {
 		d, err := st.picker.Pick(newID(), p)
 		return offered{release: release{d, err}}

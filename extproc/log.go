@@ -49,6 +49,7 @@ func logDecision(ctx context.Context, log *slog.Logger, d *scoring.Decision) {
 		slog.String("id", d.ID),
 		slog.String("model", d.Model),
 		slog.String("policy", d.Policy),
+		slog.Bool("shadow", d.Shadow != nil),
 		slog.String("endpoint", d.Endpoint().Name),
 		slog.String("reason", string(d.Reason)),
 		slog.Float64("estimate_seconds", d.Estimate().Seconds()),

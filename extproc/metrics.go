@@ -14,27 +14,34 @@ import (
 // Metrics are what the conversation with Envoy is watched by. Every label has
 // a handful of values that are ours, never a client's.
 type Metrics struct {
-	ttft        prometheus.Histogram
-	estimate    prometheus.Histogram
-	errorShare  *prometheus.HistogramVec
-	errorTime   *prometheus.HistogramVec
-	stages      *prometheus.HistogramVec
-	decisions   *prometheus.CounterVec
-	tokens      prometheus.Counter
-	cached      prometheus.Counter
-	fallbacks   *prometheus.CounterVec
-	refusals    *prometheus.CounterVec
-	ended       *prometheus.CounterVec
-	moved       prometheus.Counter
-	records     *prometheus.CounterVec
-	streams     *prometheus.GaugeVec
-	holds       *prometheus.CounterVec
-	holdTime    prometheus.Histogram
-	deadline    prometheus.Histogram
-	misses      *prometheus.CounterVec
-	rescues     *prometheus.CounterVec
-	off         offMetrics
-	arms        *armMetrics
+	ttft       prometheus.Histogram
+	estimate   prometheus.Histogram
+	errorShare *prometheus.HistogramVec
+	errorTime  *prometheus.HistogramVec
+	stages     *prometheus.HistogramVec
+	decisions  *prometheus.CounterVec
+	tokens     prometheus.Counter
+	cached     prometheus.Counter
+	fallbacks  *prometheus.CounterVec
+	refusals   *prometheus.CounterVec
+	ended      *prometheus.CounterVec
+	moved      prometheus.Counter
+	records    *prometheus.CounterVec
+	streams    *prometheus.GaugeVec
+	holds      *prometheus.CounterVec
+	holdTime   prometheus.Histogram
+	deadline   prometheus.Histogram
+	misses     *prometheus.CounterVec
+	rescues    *prometheus.CounterVec
+	off        offMetrics
+	arms       *armMetrics
+
+	shadowDecisions *prometheus.CounterVec
+	shadowTokens    prometheus.Counter
+	shadowCached    *prometheus.CounterVec
+	shadowEstimates *prometheus.CounterVec
+	shadowSkipped   *prometheus.CounterVec
+
 	stageByName map[stage]prometheus.Observer
 }
 
@@ -147,13 +154,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		rescues: counters("rescues_total", "Requests of which a try was given up, by what came of it: answered by another endpoint, exhausted, lifted (the last endpoint was late, not silent, and waited for), cancelled.", "outcome"),
 		off:     newOffMetrics(reg), arms: newArmMetrics(reg),
 		stageByName: map[stage]prometheus.Observer{},
+
+		shadowDecisions: counters("shadow_decisions_total", "Decisions for requests that somebody else routed: agreed (served where it would have been sent), differed, or unknown (who served it).", "result"),
+		shadowTokens:    counter("shadow_prompt_tokens_total", "Prompt tokens of shadow decisions of which it is known who served them."),
+		shadowCached:    counters("shadow_prompt_tokens_cached_total", "Of these the tokens cached at the endpoint that would have been the choice, and at the one that served.", "at"),
+		shadowEstimates: counters("shadow_ttft_estimated_seconds_total", "Of these the times to first token estimated for the choice and for the endpoint that served: the difference is an estimate of what was lost.", "at"),
+		shadowSkipped:   counters("shadow_skipped_total", "Requests that Envoy showed and that were not watched: streams, bytes, too_large, no_body, refused.", "cause"),
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
 		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams, m.holds, m.holdTime,
-		m.deadline, m.misses, m.rescues)
+		m.deadline, m.misses, m.rescues,
+		m.shadowDecisions, m.shadowTokens, m.shadowCached, m.shadowEstimates, m.shadowSkipped)
 	return m
 }
 
@@ -190,4 +204,23 @@ func (m *Metrics) estimated(d *scoring.Decision, estimate, sinceSent time.Durati
 	off := (estimate - sinceSent).Abs().Seconds()
 	m.errorTime.WithLabelValues(model).Observe(off)
 	m.errorShare.WithLabelValues(model).Observe(off / sinceSent.Seconds())
+}
+
+// shadow compares the endpoint that serves a request with the one that would have
+// been chosen.
+func (m *Metrics) shadow(d *scoring.Decision) {
+	if !d.Shadow.Placed {
+		m.shadowDecisions.WithLabelValues("unknown").Inc()
+		return
+	}
+	served, choice, result := &d.Candidates[0], &d.Shadow.Choice, "differed"
+	if served.Endpoint.ID == choice.Endpoint.ID {
+		result = "agreed"
+	}
+	m.shadowDecisions.WithLabelValues(result).Inc()
+	m.shadowTokens.Add(float64(d.Prompt.Length()))
+	for at, c := range map[string]*scoring.Candidate{"served": served, "choice": choice} {
+		m.shadowCached.WithLabelValues(at).Add(float64(c.Cached))
+		m.shadowEstimates.WithLabelValues(at).Add(c.Estimate.Seconds())
+	}
 }

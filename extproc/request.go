@@ -26,7 +26,7 @@ const maxAhead = 1 << 20
 
 func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders) error {
 	if st.dialect.observed {
-		return nil
+		return st.shownHeaders(msg, h)
 	}
 	if st.head.seen || st.decided {
 		return st.send(pass(requestHeaders)) // out of order; answered, not read
@@ -63,7 +63,7 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 
 func (st *stream) requestBody(msg *extprocv3.ProcessingRequest, b *extprocv3.HttpBody) error {
 	if st.dialect.observed {
-		return nil
+		return st.shownBody(msg, b)
 	}
 	if !st.decided && !st.head.seen {
 		st.head.readAttributes(msg)
@@ -121,7 +121,9 @@ func (st *stream) letGo(whole, end bool) error {
 
 func (st *stream) requestTrailers() error {
 	switch {
-	case st.dialect.observed || st.decided:
+	case st.dialect.observed:
+		return st.shownTrailers()
+	case st.decided:
 	case st.headersWait:
 		if err := st.letGo(true, false); err != nil {
 			return err

@@ -73,7 +73,10 @@ func (st *stream) respond(msg *extprocv3.ProcessingRequest) {
 	}
 	st.responded = true
 	st.enter(phaseAnswering)
-	if st.booking != nil {
+	switch {
+	case st.shadow != nil:
+		st.placeByResponse(msg)
+	case st.booking != nil:
 		st.served(st.booking, attribute(msg, envoy.AttributeUpstream).GetStringValue())
 	}
 }

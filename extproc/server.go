@@ -111,6 +111,7 @@ type Server struct {
 	beginDrain context.CancelFunc
 
 	sampler sampler
+	shadows *shadows
 
 	missed      func(address string, silent bool) // set once
 	alive       func(address string)              // set once
@@ -153,6 +154,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		log:      deps.Log,
 		replies:  newReplies(cfg),
 		health:   health.NewServer(),
+		shadows:  newShadows(),
 		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
 
 		missed: deps.Missed, alive: deps.Alive, rescued: deps.Rescued,

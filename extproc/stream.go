@@ -56,6 +56,9 @@ type stream struct {
 	// arm is which one the request belongs to.
 	arm armed
 
+	// shadow is nil where the request goes by our word.
+	shadow *shadow
+
 	// The following belong to the response.
 	responded bool // some of it was seen
 	announced bool // a stream on /v1/responses began
@@ -80,6 +83,12 @@ func (s *Server) process(conn conn) error {
 	st := &stream{Server: s, conn: conn, dialect: dialectOf(first), began: time.Now(), period: s.period.Load()}
 	st.enter(phaseReceiving)
 	defer st.enter(phaseGone)
+	if showsRequest(st.dialect, first) {
+		defer st.endShadow()
+		if err := st.beginShadow(); err != nil {
+			return nil //nolint:nilerr // not watched, and counted
+		}
+	}
 	for msg := first; ; {
 		if err := st.handle(msg); err != nil {
 			if errors.Is(err, errDone) {
@@ -138,6 +147,9 @@ func (st *stream) send(reply *extprocv3.ProcessingResponse) error {
 func (st *stream) ended() {
 	if st.booking == nil || st.over {
 		return
+	}
+	if st.shadow != nil {
+		st.shadow.tell(st.booking)
 	}
 	end := st.dialect.streamEnd(st.responded)
 	if end == endCut && !st.responded && !st.generation() {
