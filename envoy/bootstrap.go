@@ -123,11 +123,17 @@ func (c Config) connectionManager() *hcmv3.HttpConnectionManager {
 	if c.Rescue != nil {
 		manager.LocalReplyConfig = localReplies()
 	}
+	if c.Shadow != nil {
+		manager.EarlyHeaderMutationExtensions = nil // nothing is changed, and no header obeyed
+	}
 	return manager
 }
 
 // filters are those that every request passes, in their order.
 func (c Config) filters() []*hcmv3.HttpFilter {
+	if c.Shadow != nil {
+		return []*hcmv3.HttpFilter{c.shadowFilter(), c.shadowRouter()}
+	}
 	list := []*hcmv3.HttpFilter{
 		{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
 		routerFilter(),
@@ -226,7 +232,7 @@ func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Ro
 	if c.Rescue != nil {
 		retries = withRescue(retries)
 	}
-	return &routev3.Route{
+	route := &routev3.Route{
 		Name: name,
 		Match: &routev3.RouteMatch{
 			PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
@@ -247,6 +253,13 @@ func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Ro
 			RetryPolicy: retries,
 		}},
 	}
+	if c.Shadow != nil {
+		route.ResponseHeadersToAdd = nil
+		if c.Shadow.Router != "" {
+			route.GetRoute().RetryPolicy = nil // it has its own
+		}
+	}
+	return route
 }
 
 // retryPolicy tries the next best where the choice cannot be reached or is

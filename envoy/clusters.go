@@ -28,7 +28,10 @@ const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOpti
 // it each engine alone.
 func (c Config) clusters() []*clusterv3.Cluster {
 	pool := c.engineCluster(clusterPool, c.Endpoints)
-	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{poolPolicy()}}
+	if c.Shadow != nil && c.Shadow.Router != "" {
+		pool = c.engineCluster(clusterPool, []Endpoint{{Address: c.Shadow.Router}})
+	}
+	pool.LoadBalancingPolicy = c.poolPolicies()
 	clusters := append(c.serviceClusters(), pool)
 	if c.Route == RouteClusterHeader {
 		for _, e := range c.Endpoints {
@@ -40,7 +43,11 @@ func (c Config) clusters() []*clusterv3.Cluster {
 
 // serviceClusters are the ways to the service and its standbys.
 func (c Config) serviceClusters() []*clusterv3.Cluster {
-	return append([]*clusterv3.Cluster{c.serviceCluster()}, c.recordClusters()...)
+	clusters := append([]*clusterv3.Cluster{c.serviceCluster()}, c.recordClusters()...)
+	if c.Shadow != nil {
+		clusters = append(clusters, c.shadowCluster())
+	}
+	return clusters
 }
 
 // serviceCluster is where ext_proc and, without standby, the access log go. The
@@ -107,6 +114,15 @@ func (c Config) cluster(name string) *clusterv3.Cluster {
 			HttpFilters: c.holdFilters(),
 		}),
 	}
+}
+
+// poolPolicies are how the pool is balanced.
+func (c Config) poolPolicies() *clusterv3.LoadBalancingPolicy {
+	of := poolPolicy()
+	if c.Shadow != nil {
+		of = c.Shadow.balancer()
+	}
+	return &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{of}}
 }
 
 // poolPolicy obeys the choice; without one the engine with the fewest requests

@@ -45,6 +45,9 @@ type Config struct {
 	// verified with; SkipVerify accepts any certificate.
 	CAFile     string
 	SkipVerify bool
+	// Shadow: requests are shown to the service and go where they would without
+	// it; nil: it chooses.
+	Shadow *Shadow
 }
 
 // PortTLS is how a port of the service is spoken to. Files are paths on the
@@ -113,7 +116,7 @@ func (e Endpoint) cluster() string {
 // validate joins all faults of a config without xDS.
 func (c Config) validate() error {
 	faults := []error{c.validateService(), c.ValidateResources()}
-	if len(c.Endpoints) == 0 {
+	if len(c.Endpoints) == 0 && (c.Shadow == nil || c.Shadow.Router == "") {
 		faults = append(faults, errors.New("endpoints: there is none; name at least one engine"))
 	}
 	clusters := map[string]string{}
@@ -143,7 +146,7 @@ func ReservedCluster(name string) string {
 		return "the access log of a service"
 	}
 	return map[string]string{
-		clusterService: "the service itself", clusterManagement: "the service's xDS server", clusterPool: "the pool of all endpoints",
+		clusterService: "the service itself", clusterManagement: "the service's xDS server", clusterShadow: "the service that watches", clusterPool: "the pool of all endpoints",
 	}[name]
 }
 
@@ -184,7 +187,7 @@ func (c Config) ValidateResources() error {
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
 	}
-	return errors.Join(append(faults, c.rescueFaults())...)
+	return errors.Join(append(faults, c.rescueFaults(), c.Shadow.validate(c.Route))...)
 }
 
 // splitAddress is net.SplitHostPort with the port as a number.

@@ -125,7 +125,7 @@ func (c Config) Clusters(members []Member) []*clusterv3.Cluster {
 	// A removed engine must be gone at once, also where somebody adds a health
 	// check to this cluster.
 	pool.IgnoreHealthOnHostRemoval = true
-	pool.LoadBalancingPolicy = &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{poolPolicy()}}
+	pool.LoadBalancingPolicy = c.poolPolicies()
 	clusters := []*clusterv3.Cluster{pool}
 	for _, m := range c.Alone(members) {
 		// With its address in it there is nothing to wait for when it is added.
@@ -249,10 +249,10 @@ func (m Management) validate() error {
 }
 
 // DynamicBootstrap is an Envoy config as YAML that holds the way to the service
-// and asks for everything else. Of c only Admin, Service, Standby, ServiceTLS and
-// BodyMode count. The error joins every fault.
+// and asks for everything else. Of c only Admin, Service, Standby, ServiceTLS,
+// BodyMode and Shadow count. The error joins every fault.
 func DynamicBootstrap(c Config, m Management) ([]byte, error) {
-	if err := errors.Join(c.validateService(), m.validate()); err != nil {
+	if err := errors.Join(c.validateService(), m.validate(), c.Shadow.validate("")); err != nil {
 		return nil, err
 	}
 	api := corev3.ApiConfigSource_GRPC

@@ -58,7 +58,9 @@ type shadows struct {
 	// write it: whoever writes one twice is joined with nothing. The longest
 	// unused are forgotten.
 	byRequest *lru.Cache[string, *shadow]
-	warnOnce  sync.Once
+	// logged: the access log has told of such requests.
+	logged   atomic.Bool
+	warnOnce sync.Once
 }
 
 // maxJoined bounds byRequest: requests that are under way at a time, 200 bytes
@@ -77,7 +79,7 @@ func newShadows() *shadows {
 // tell of it, each from its own goroutine.
 type shadow struct {
 	server  *Server
-	request string // x-request-id; empty: none
+	request string // x-request-id; empty: none; set once
 
 	// The following belong to the stream.
 	kept    int64     // bytes of the body, counted in shadows.bytes
@@ -89,7 +91,12 @@ type shadow struct {
 	mu sync.Mutex // guards the following fields
 	id string     // the decision's, empty until it is made
 	// address serves the request, as far as the access log told; empty: nothing.
+	// outcome is how it ended, if that was told while the stream was open.
 	address string
+	outcome scoring.Outcome
+	// begun and closed are the stream's. The access log may come first, at noted.
+	begun, closed bool
+	noted         time.Time
 }
 
 // showsRequest reports whether a stream's first message begins a request that
@@ -139,6 +146,21 @@ func (st *stream) endShadow() {
 	}
 	st.freeBody()
 	st.shadows.streams.Add(-1)
+	w := st.shadow
+	w.mu.Lock()
+	w.closed = true
+	outcome := w.outcome
+	w.mu.Unlock()
+	if outcome != "" {
+		st.shadows.byRequest.Remove(w.request)
+	}
+	if st.booking == nil {
+		return
+	}
+	if outcome != "" {
+		w.tell(st.booking)
+		st.release(outcome)
+	}
 }
 
 func (st *stream) freeBody() {
@@ -162,7 +184,7 @@ func (st *stream) shownHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.Ht
 	st.head.readAttributes(msg)
 	for _, kv := range h.GetHeaders().GetHeaders() {
 		if strings.EqualFold(kv.GetKey(), requestIDHeader) {
-			st.shadow.join(headerValue(kv))
+			st.join(headerValue(kv))
 		}
 	}
 	if h.GetEndOfStream() {
@@ -179,15 +201,34 @@ const requestIDHeader = "x-request-id"
 const maxRequestID = 128
 
 // join lets the access log find the request.
-func (w *shadow) join(request string) {
-	if request == "" || len(request) > maxRequestID || w.request != "" {
+func (st *stream) join(request string) {
+	if request == "" || len(request) > maxRequestID || st.shadow.request != "" {
 		return
 	}
-	w.request = request
-	if other, known, _ := w.server.shadows.byRequest.PeekOrAdd(request, w); known {
-		other.doubled.Store(true)
-		w.request = ""
+	w := &shadow{server: st.Server, request: request, begun: true}
+	if other, known, _ := st.shadows.byRequest.PeekOrAdd(request, w); known {
+		if !other.begin() {
+			other.doubled.Store(true)
+			return
+		}
+		w = other
 	}
+	st.shadow = w
+}
+
+// maxLag is how much later than the access log a stream is taken in at most: what
+// it told before is of another request with the same id.
+const maxLag = 10 * time.Second
+
+// begin takes what the access log told for the stream's, unless another stream has.
+func (w *shadow) begin() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun || time.Since(w.noted) > maxLag {
+		return false
+	}
+	w.begun = true
+	return true
 }
 
 // shownBody takes a part of the body of a request that is only shown.
@@ -315,34 +356,59 @@ func addressOf(d *scoring.Decision, named string) string {
 // it was sent to an endpoint, or that it is over.
 func (s *Server) recordShadow(entry *datav3.HTTPAccessLogEntry, upstream string) recordFate {
 	request := entry.GetRequest().GetRequestId()
-	if request == "" {
+	if request == "" || len(request) > maxRequestID {
 		return recordForeign
 	}
-	w, known := s.shadows.byRequest.Peek(request)
-	if !known {
-		return recordForeign
+	w := &shadow{server: s, request: request, noted: time.Now()}
+	if first, known, _ := s.shadows.byRequest.PeekOrAdd(request, w); known {
+		w = first
 	}
 	over := entry.GetCommonProperties().GetAccessLogType() != datav3.AccessLogType_UpstreamPoolReady
-	if over {
+	s.shadows.logged.Store(true)
+	w.mu.Lock()
+	if over && w.begun {
 		s.shadows.byRequest.Remove(request)
 	}
 	if w.doubled.Load() {
+		w.mu.Unlock()
 		return recordForeign
 	}
-	w.mu.Lock()
-	w.address = upstream
 	id := w.id
+	w.address = upstream
+	later := over && !w.closed
+	if later {
+		// The stream lags behind: what it has yet to see, the first token above
+		// all, comes first.
+		w.outcome = outcomeOf(entry)
+	}
 	w.mu.Unlock()
 	r := s.picker.Find(id)
-	if id == "" || r == nil {
+	switch {
+	case id == "":
+		return recordForeign // or of a stream that lags behind
+	case r == nil:
 		return recordUnknown
 	}
 	if upstream != "" {
 		w.place(r, upstream)
 	}
-	if over {
+	if over && !later {
 		w.tell(r)
 		s.end(r, outcomeOf(entry))
 	}
 	return recordMatched
+}
+
+// shownEnded is called when Envoy ended the stream of a request that has a booking.
+// That says nothing of the answer: Envoy does not wait for us to see it. It reports
+// whether the access log tells of the end, or has told.
+func (st *stream) shownEnded() bool {
+	w := st.shadow
+	w.mu.Lock()
+	told := w.outcome != "" || w.request != "" && !w.doubled.Load() && st.shadows.logged.Load()
+	w.mu.Unlock()
+	if !told {
+		w.tell(st.booking)
+	}
+	return told
 }

@@ -148,8 +148,8 @@ func (st *stream) ended() {
 	if st.booking == nil || st.over {
 		return
 	}
-	if st.shadow != nil {
-		st.shadow.tell(st.booking)
+	if st.shadow != nil && st.shownEnded() {
+		return
 	}
 	end := st.dialect.streamEnd(st.responded)
 	if end == endCut && !st.responded && !st.generation() {

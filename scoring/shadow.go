@@ -30,7 +30,7 @@ func (p *Picker) Shadow(id string, prompt *Prompt, sent time.Time) (*Decision, e
 	if err := p.ledger.shadow(d, sent); err != nil {
 		return nil, err
 	}
-	d.Reason = p.reason(d)
+	d.Reason = reason(d)
 	return d, nil
 }
 

@@ -46,6 +46,16 @@ func startServiceOn(t *testing.T, l net.Listener, policy string, engines ...*eng
 	return startServiceWith(t, l, choosing(policy), engines...)
 }
 
+// startWatcher serves a pool of engines that others route to.
+func startWatcher(t *testing.T, cfg extproc.ShadowConfig, engines ...*engine) *service {
+	t.Helper()
+	l, err := extproc.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startServiceFrom(t, l, choosing(scoring.PolicyTTFT), endpoints(engines), func(c *extproc.Config, _ *extproc.Deps) { c.Shadow = cfg })
+}
+
 // startServiceWith serves on l and chooses as cfg says.
 func startServiceWith(t *testing.T, l net.Listener, choice scoring.Config, engines ...*engine) *service {
 	t.Helper()
