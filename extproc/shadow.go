@@ -180,7 +180,7 @@ func (st *stream) shownHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.Ht
 		return nil
 	}
 	st.head.seen = true
-	st.head.readHeaders(h.GetHeaders())
+	st.head.readHeaders(h.GetHeaders(), st.cfg.SessionKey)
 	st.head.readAttributes(msg)
 	for _, kv := range h.GetHeaders().GetHeaders() {
 		if strings.EqualFold(kv.GetKey(), requestIDHeader) {

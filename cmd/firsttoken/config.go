@@ -73,6 +73,8 @@ type config struct {
 	// Canary gives shares of the requests to arms, each routed by its own policy or by
 	// Envoy. It follows the file while the service runs.
 	Canary canary.Config `yaml:"canary"`
+	// Decisions sets whether the records of /decisions are kept in a file.
+	Decisions decisionsConfig `yaml:"decisions"`
 	// State sets where what was learnt of the engines' speed outlives a restart.
 	State state.Config `yaml:"state"`
 	// Tracing sends a span of each decision to an OpenTelemetry collector.
@@ -93,6 +95,7 @@ func defaultConfig() config {
 		Memory:    routed.DefaultConfig(),
 		XDS:       xds.DefaultConfig(),
 		Canary:    canary.DefaultConfig(),
+		Decisions: defaultDecisionsConfig(),
 		State:     state.DefaultConfig(),
 		Tracing:   tracing.DefaultConfig(),
 	}
@@ -158,6 +161,7 @@ func (c config) validate() error {
 		c.Memory.Validate("memory"),
 		c.validateXDS(),
 		c.Canary.Validate("canary"),
+		c.Decisions.Validate("decisions"),
 		c.State.Validate("state"),
 		c.Tracing.Validate("tracing"),
 	}
@@ -382,6 +386,7 @@ func (c *config) resolvePaths(dir string) {
 	}
 	resolve(&c.State.Directory)
 	resolve(&c.Server.OffFile)
+	resolve(&c.Decisions.File)
 	for i := range c.Prompt.Models {
 		// What may be a model's id on a hub is left alone, unless it is a folder.
 		if m := &c.Prompt.Models[i]; !hub.IsID(m.Tokenizer) || isFolder(filepath.Join(dir, m.Tokenizer)) {
@@ -448,6 +453,9 @@ func (c config) summary() string {
 	}
 	for _, m := range c.Prompt.Models {
 		fmt.Fprintf(&b, "model %s, %s\n", m.Name, tokenizerSummary(m))
+	}
+	if c.Decisions.File != "" {
+		fmt.Fprintf(&b, "decisions are kept in %s\n", c.Decisions.File)
 	}
 	if folder := c.State.Folder(); folder != "" {
 		fmt.Fprintf(&b, "learnt speeds are kept in %s\n", folder)

@@ -22,13 +22,17 @@ type journal struct {
 	alternates int         // addresses told to Envoy after the choice; set once
 	namer      *blockNamer // set once
 
+	// file gets each record when its request has ended; nil: none. Set once.
+	file *decisionFile
+
 	mu sync.Mutex // guards the following fields
 	// ring has the records in order of decision, the oldest at next once it is
 	// full. Its length is what bounds the journal.
-	ring []journalEntry
+	ring []*journalEntry
 	next int
-	// byID has exactly the records of ring.
-	byID map[string]*firsttokenv1.Decision
+	// byID has exactly the records of ring, and with a file those whose requests
+	// have not ended, which the ledger bounds by their age.
+	byID map[string]*journalEntry
 }
 
 // journalEntry is a record, and the blocks of its prompt, which are named only
@@ -36,6 +40,7 @@ type journal struct {
 type journalEntry struct {
 	record *firsttokenv1.Decision // without the names
 	blocks namedBlocks
+	kept   bool // in the ring
 }
 
 // journalSize is how many decisions /decisions looks back: enough to find a
@@ -47,33 +52,36 @@ func newJournal(size, alternates int) *journal {
 	return &journal{
 		alternates: alternates,
 		namer:      newBlockNamer(),
-		ring:       make([]journalEntry, 0, size),
-		byID:       make(map[string]*firsttokenv1.Decision, size),
+		ring:       make([]*journalEntry, 0, size),
+		byID:       make(map[string]*journalEntry, size),
 	}
 }
 
 // Decided records a decision in place of the oldest one.
 func (j *journal) Decided(d *scoring.Decision) {
 	record := j.record(d)
-	entry := journalEntry{record, blocksOf(d.Prompt, d.Model)}
+	entry := &journalEntry{record, blocksOf(d.Prompt, d.Model), true}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.ring) < cap(j.ring) {
 		j.ring = append(j.ring, entry)
 	} else {
-		delete(j.byID, j.ring[j.next].record.GetId())
+		oldest := j.ring[j.next]
+		if oldest.kept = false; j.file == nil || oldest.record.GetEnded() != nil {
+			delete(j.byID, oldest.record.GetId())
+		}
 		j.ring[j.next] = entry
 		j.next = (j.next + 1) % len(j.ring)
 	}
-	j.byID[record.GetId()] = record
+	j.byID[record.GetId()] = entry
 }
 
 // FirstToken completes a record that is still there.
 func (j *journal) FirstToken(d *scoring.Decision, ttft time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if record := j.byID[d.ID]; record != nil {
-		record.TtftSeconds = new(ttft.Seconds())
+	if e := j.byID[d.ID]; e != nil {
+		e.record.TtftSeconds = new(ttft.Seconds())
 	}
 }
 
@@ -82,19 +90,35 @@ func (j *journal) FirstToken(d *scoring.Decision, ttft time.Duration) {
 func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	record := j.byID[d.ID]
-	if record == nil {
+	e := j.byID[d.ID]
+	if e == nil {
 		return
 	}
-	record.Outcome = new(string(outcome))
-	record.Ended = timestamppb.Now()
-	if served == "" {
+	e.record.Outcome = new(string(outcome))
+	e.record.Ended = timestamppb.Now()
+	if served != "" {
+		noteServed(e.record, served)
+	}
+	if j.file == nil {
 		return
 	}
+	j.file.add(j.copy(e, j.file.blocks))
+	if !e.kept {
+		delete(j.byID, d.ID)
+	}
+}
+
+// noteServed notes the address that answered, and what was weighed for it.
+func noteServed(record *firsttokenv1.Decision, served string) {
 	record.ServedAddress = new(served)
-	for _, c := range record.GetCandidates() {
-		if c.GetAddress() == served {
-			record.ServedEndpoint = new(c.GetEndpoint())
+	for i, c := range record.GetCandidates() {
+		if c.GetAddress() != served {
+			continue
+		}
+		record.ServedEndpoint = new(c.GetEndpoint())
+		if i > 0 {
+			record.ServedEstimateSeconds, record.ServedCachedTokens = new(c.GetEstimateSeconds()), c.CachedTokens
+			record.ExpectedGainSeconds = new(c.GetEstimateSeconds() - record.GetCandidates()[0].GetEstimateSeconds())
 		}
 	}
 }
@@ -103,14 +127,38 @@ func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served str
 func (j *journal) Rescued(id string, r extproc.Rescue) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	record := j.byID[id]
-	if record == nil {
+	e := j.byID[id]
+	if e == nil {
 		return
 	}
+	record := e.record
 	record.DeadlineSeconds, record.Tries, record.MissedEndpoints = new(r.Deadline.Seconds()), count32(r.Tries), r.Missed
 	if r.Outcome != "" {
 		record.Rescue = new(string(r.Outcome))
 	}
+}
+
+// copy is a record of its own, with the names of its blocks if asked for. Caller
+// must hold mu.
+func (j *journal) copy(e *journalEntry, blocks bool) *firsttokenv1.Decision {
+	record := proto.CloneOf(e.record)
+	if blocks {
+		j.name(record, e.blocks)
+	}
+	return record
+}
+
+// open are copies of the records whose requests have not ended.
+func (j *journal) open() []*firsttokenv1.Decision {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var records []*firsttokenv1.Decision
+	for _, e := range j.byID {
+		if e.record.GetEnded() == nil {
+			records = append(records, j.copy(e, j.file != nil && j.file.blocks))
+		}
+	}
+	return records
 }
 
 // last are the records, the newest first, in copies that nothing changes; with
@@ -120,11 +168,16 @@ func (j *journal) last(blocks bool) []*firsttokenv1.Decision {
 	records := make([]*firsttokenv1.Decision, len(entries))
 	for i, e := range entries {
 		if records[i] = e.record; blocks {
-			e.record.PrefixBlocks, e.record.BlockTokens = j.namer.names(e.blocks), count32(e.blocks.size)
-			e.record.Session = j.namer.session(e.blocks)
+			j.name(e.record, e.blocks)
 		}
 	}
 	return records
+}
+
+// name writes the names of a prompt's blocks and of its session into a record.
+func (j *journal) name(record *firsttokenv1.Decision, blocks namedBlocks) {
+	record.PrefixBlocks, record.BlockTokens = j.namer.names(blocks), count32(blocks.size)
+	record.Session = j.namer.session(blocks)
 }
 
 // copies are the entries, the newest first, with copies of their records.
@@ -134,7 +187,7 @@ func (j *journal) copies() []journalEntry {
 	entries := make([]journalEntry, 0, len(j.ring))
 	for i := range j.ring {
 		// next is the oldest one, so the newest is just before it.
-		e := j.ring[(j.next-1-i+2*len(j.ring))%len(j.ring)]
+		e := *j.ring[(j.next-1-i+2*len(j.ring))%len(j.ring)]
 		e.record = proto.CloneOf(e.record)
 		entries = append(entries, e)
 	}
@@ -145,8 +198,8 @@ func (j *journal) copies() []journalEntry {
 func (j *journal) find(id string) *firsttokenv1.Decision {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if record := j.byID[id]; record != nil {
-		return proto.CloneOf(record)
+	if e := j.byID[id]; e != nil {
+		return proto.CloneOf(e.record)
 	}
 	return nil
 }
@@ -201,7 +254,22 @@ func (j *journal) record(d *scoring.Decision) *firsttokenv1.Decision {
 			r.Alternates = append(r.Alternates, c.Endpoint.Address)
 		}
 	}
+	if d.Shadow != nil {
+		recordShadow(r, d)
+	}
 	return r
+}
+
+// recordShadow puts what would have been chosen first, as in every record; the
+// decision has the endpoint that serves there.
+func recordShadow(r *firsttokenv1.Decision, d *scoring.Decision) {
+	r.Shadow, r.Alternates = true, nil
+	if !d.Shadow.Placed {
+		return
+	}
+	at := slices.IndexFunc(d.Candidates, func(c scoring.Candidate) bool { return c.Endpoint.ID == d.Shadow.Choice.Endpoint.ID })
+	r.Candidates[0], r.Candidates[at] = r.Candidates[at], r.Candidates[0]
+	noteServed(r, d.Endpoint().Address)
 }
 
 // said is whose word counts of an endpoint, and what each source said, summed

@@ -96,6 +96,8 @@ type service struct {
 	// checker joins all sources, each for as long as it is right.
 	checker *fidelity.Checker
 
+	// decisions is nil where no file of them is kept.
+	decisions *decisionFile
 	// keeper is nil where what was learnt is not kept.
 	keeper  *state.Keeper
 	picker  *scoring.Picker
@@ -209,6 +211,10 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
+	if s.decisions, err = newDecisionFile(cfg.Decisions, log, registry, journal.open); err != nil {
+		return nil, err
+	}
+	journal.file = s.decisions
 	s.observe = observers{journal, s.checker, s.memory}
 	if s.events != nil {
 		s.observe = append(s.observe, s.events)
@@ -411,6 +417,9 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	s.choosing.start(beside, group)
 	group.Go(func() error { return s.admin.run(beside, s.adminListener) })
 	group.Go(func() error { return s.expire(beside) })
+	if s.decisions != nil {
+		group.Go(func() error { return s.decisions.run(beside) })
+	}
 	if s.keeper != nil {
 		group.Go(func() error { return s.keeper.Run(beside, s.picker.Fits) })
 	}

@@ -99,6 +99,19 @@ type Decision struct {
 	// endpoint, exhausted, lifted (the last one was late, not silent, and waited
 	// for) or cancelled. Absent where none was.
 	Rescue *string `protobuf:"bytes,33,opt,name=rescue,proto3,oneof" json:"rescue,omitempty"`
+	// True where the service was only shown the request, and somebody else chose:
+	// the first candidate is what would have been the choice, and estimate,
+	// booking and first token are those of the endpoint that served.
+	Shadow bool `protobuf:"varint,34,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	// What was weighed for the endpoint that served, where that is known and is
+	// not the choice: the time to first token estimated there.
+	ServedEstimateSeconds *float64 `protobuf:"fixed64,35,opt,name=served_estimate_seconds,json=servedEstimateSeconds,proto3,oneof" json:"served_estimate_seconds,omitempty"`
+	// Prompt tokens found in the caches of that endpoint. Absent where no cache
+	// source knows it.
+	ServedCachedTokens *uint32 `protobuf:"varint,36,opt,name=served_cached_tokens,json=servedCachedTokens,proto3,oneof" json:"served_cached_tokens,omitempty"`
+	// How much sooner than there the first token was estimated to come at the
+	// choice: an estimate against an estimate, of which only the former was tried.
+	ExpectedGainSeconds *float64 `protobuf:"fixed64,37,opt,name=expected_gain_seconds,json=expectedGainSeconds,proto3,oneof" json:"expected_gain_seconds,omitempty"`
 	// The arm of canary.arms that the request belongs to; empty: none.
 	Arm string `protobuf:"bytes,38,opt,name=arm,proto3" json:"arm,omitempty"`
 	// Names the request's session (server.session_key): equal for equal ones, and
@@ -315,6 +328,34 @@ func (x *Decision) GetRescue() string {
 		return *x.Rescue
 	}
 	return ""
+}
+
+func (x *Decision) GetShadow() bool {
+	if x != nil {
+		return x.Shadow
+	}
+	return false
+}
+
+func (x *Decision) GetServedEstimateSeconds() float64 {
+	if x != nil && x.ServedEstimateSeconds != nil {
+		return *x.ServedEstimateSeconds
+	}
+	return 0
+}
+
+func (x *Decision) GetServedCachedTokens() uint32 {
+	if x != nil && x.ServedCachedTokens != nil {
+		return *x.ServedCachedTokens
+	}
+	return 0
+}
+
+func (x *Decision) GetExpectedGainSeconds() float64 {
+	if x != nil && x.ExpectedGainSeconds != nil {
+		return *x.ExpectedGainSeconds
+	}
+	return 0
 }
 
 func (x *Decision) GetArm() string {
@@ -620,7 +661,8 @@ var File_firsttoken_v1_decision_proto protoreflect.FileDescriptor
 
 const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\b\n" +
+	"\x1cfirsttoken/v1/decision.proto\x12\rfirsttoken.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\n" +
+	"\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -651,10 +693,15 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\x10deadline_seconds\x18\x1e \x01(\x01H\x05R\x0fdeadlineSeconds\x88\x01\x01\x12\x14\n" +
 	"\x05tries\x18\x1f \x01(\rR\x05tries\x12)\n" +
 	"\x10missed_endpoints\x18  \x03(\tR\x0fmissedEndpoints\x12\x1b\n" +
-	"\x06rescue\x18! \x01(\tH\x06R\x06rescue\x88\x01\x01\x12\x10\n" +
+	"\x06rescue\x18! \x01(\tH\x06R\x06rescue\x88\x01\x01\x12\x16\n" +
+	"\x06shadow\x18\" \x01(\bR\x06shadow\x12;\n" +
+	"\x17served_estimate_seconds\x18# \x01(\x01H\aR\x15servedEstimateSeconds\x88\x01\x01\x125\n" +
+	"\x14served_cached_tokens\x18$ \x01(\rH\bR\x12servedCachedTokens\x88\x01\x01\x127\n" +
+	"\x15expected_gain_seconds\x18% \x01(\x01H\tR\x13expectedGainSeconds\x88\x01\x01\x12\x10\n" +
 	"\x03arm\x18& \x01(\tR\x03arm\x12\x18\n" +
 	"\asession\x18( \x01(\x06R\asession\x12\x19\n" +
-	"\x05alias\x18* \x01(\tH\aR\x05alias\x88\x01\x01B\x11\n" +
+	"\x05alias\x18* \x01(\tH\n" +
+	"R\x05alias\x88\x01\x01B\x11\n" +
 	"\x0f_served_addressB\x12\n" +
 	"\x10_served_endpointB\x0f\n" +
 	"\r_ttft_secondsB\n" +
@@ -662,7 +709,10 @@ const file_firsttoken_v1_decision_proto_rawDesc = "" +
 	"\b_outcomeB\x0f\n" +
 	"\r_held_secondsB\x13\n" +
 	"\x11_deadline_secondsB\t\n" +
-	"\a_rescueB\b\n" +
+	"\a_rescueB\x1a\n" +
+	"\x18_served_estimate_secondsB\x17\n" +
+	"\x15_served_cached_tokensB\x18\n" +
+	"\x16_expected_gain_secondsB\b\n" +
 	"\x06_alias\"\xa0\x05\n" +
 	"\tCandidate\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
