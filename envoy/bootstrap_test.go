@@ -95,6 +95,40 @@ func TestDynamicBootstrap(t *testing.T) {
 	}
 }
 
+// The same for an Envoy that only shows the service its requests.
+func TestShadowBootstrap(t *testing.T) {
+	shadow := &envoy.Shadow{Balancer: envoy.LeastRequest, Streams: envoy.DefaultShadowStreams}
+	for name, change := range map[string]func(*envoy.Config){
+		"shadow":        func(c *envoy.Config) { c.Shadow = shadow },
+		"shadow-router": func(c *envoy.Config) { c.Shadow = &envoy.Shadow{Balancer: envoy.RoundRobin, Router: "router:8001", Streams: 5} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := example()
+			change(&c)
+			got, err := envoy.Bootstrap(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name+".yaml", got)
+		})
+	}
+	t.Run("snippet", func(t *testing.T) {
+		got, err := envoy.ShadowSnippet(envoy.Config{Service: "127.0.0.1:9002", Shadow: shadow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "shadow-snippet.yaml", got)
+	})
+	bad := example()
+	bad.Route, bad.Shadow = envoy.RouteClusterHeader, &envoy.Shadow{Balancer: "best", Router: "x", Streams: -1}
+	_, err := envoy.Bootstrap(bad)
+	for _, want := range []string{`shadow: balancer "best" is unknown`, "shadow: -1 streams", `shadow: router: "x" is no address`, "shadow: nobody is told a choice"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in %v", want, err)
+		}
+	}
+}
+
 // golden compares got with a file in testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -182,7 +183,7 @@ func TestDecisionFileIsATrace(t *testing.T) {
 // In a shadow's record what would have been chosen comes first.
 func TestRecordOfAShadow(t *testing.T) {
 	now := time.Unix(100, 0)
-	p, err := scoring.NewPicker(scoring.DefaultConfig(), func() time.Time { return now }, nil)
+	p, err := scoring.NewPicker(scoring.DefaultConfig(), func() time.Time { return now }, rand.New(rand.NewPCG(1, 2)))
 	if err != nil {
 		t.Fatal(err)
 	}

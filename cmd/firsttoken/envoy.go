@@ -37,6 +37,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	var services, xdsAddresses []string
 	var dynamic bool
 	var secure portTLSFlags
+	var shadow shadowFlags
 	cmd := &cobra.Command{
 		Use:   "bootstrap {--config FILE | --backends HOST:PORT,…}",
 		Short: "Print a complete Envoy config for the service's configuration",
@@ -47,7 +48,9 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 			"With --xds it holds the way to the service only. Envoy asks there (xds.listen) for\n" +
 			"everything else, and hears of engines that come and go.\n\n" +
 			"With several services, the first that is healthy makes all choices:\n\n" +
-			"  firsttoken envoy bootstrap --config firsttoken.yml --service 10.0.1.1:9002,10.0.1.2:9002",
+			"  firsttoken envoy bootstrap --config firsttoken.yml --service 10.0.1.1:9002,10.0.1.2:9002\n\n" +
+			"With --shadow Envoy chooses by itself and only shows the service the requests, which\n" +
+			"records what it would have chosen; with --shadow-router another router chooses.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := service.load(cmd.Flags())
@@ -59,8 +62,15 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 			if err := secure.forService(cfg, &proxy); err != nil {
 				return err
 			}
+			if proxy.Shadow, err = shadow.config(cmd.Flags()); err != nil {
+				return err
+			}
 			var text []byte
-			if dynamic {
+			if shadow.snippet {
+				if text, err = envoy.ShadowSnippet(proxy); err != nil {
+					return err
+				}
+			} else if dynamic {
 				for _, flag := range []string{"envoy-listen", "route", "body-mode"} {
 					if cmd.Flags().Changed(flag) {
 						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, strings.ReplaceAll(flag, "-", "_"))
@@ -96,6 +106,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringVar(&route, "route", string(envoy.RouteOverrideHost), "how Envoy is told the choice: override-host or cluster-header")
 	flags.StringVar(&bodyMode, "body-mode", string(envoy.BodyBuffered), "how Envoy shows the service requests: buffered, or full-duplex as gateways with an InferencePool do")
 	secure.register(flags)
+	shadow.register(flags)
 	flags.BoolVar(&dynamic, "xds", false, "let Envoy ask the service for listeners, routes, clusters and endpoints (xds.listen)")
 	flags.StringSliceVar(&xdsAddresses, "xds-address", nil, "with --xds: `addresses` at which Envoy asks, in order of priority (default: the service's own xds.listen; with standbys its port at their hosts)")
 	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")
@@ -127,8 +138,10 @@ func tells(cfg extproc.Config, route envoy.Route) error {
 // forEnvoy fills in what the service's configuration says. The error names
 // what does not go together.
 func forEnvoy(cfg config, proxy *envoy.Config) error {
-	if err := tells(cfg.Server, proxy.Route); err != nil {
-		return fmt.Errorf("--route %w", err)
+	if proxy.Shadow == nil {
+		if err := tells(cfg.Server, proxy.Route); err != nil {
+			return fmt.Errorf("--route %w", err)
+		}
 	}
 	if err := serviceForEnvoy(cfg, proxy); err != nil {
 		return err

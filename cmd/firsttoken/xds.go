@@ -27,7 +27,7 @@ func (c config) validateXDS() error {
 		return errors.Join(faults...)
 	}
 	route := envoy.Route(c.XDS.Route)
-	if err := tells(c.Server, route); err != nil {
+	if err := tells(c.Server, route); err != nil && c.XDS.Shadow == "" {
 		faults = append(faults, fmt.Errorf("xds.route: %w", err))
 	}
 	if least := c.Server.DecisionDeadline + 500*time.Millisecond; c.XDS.Linger < least {
@@ -86,6 +86,7 @@ func (s *service) bindManagement(ctx context.Context, registry prometheus.Regist
 		return nil
 	}
 	resources := envoy.Config{Listen: s.cfg.XDS.EnvoyListen, Route: envoy.Route(s.cfg.XDS.Route), BodyMode: envoy.BodyMode(s.cfg.XDS.BodyMode)}
+	resources.Shadow = shadowByXDS(s.cfg.XDS.Shadow)
 	reachServices(s.cfg, nil, &resources)
 	if err := serviceForEnvoy(s.cfg, &resources); err != nil {
 		return err

@@ -28,6 +28,10 @@ type Config struct {
 	// BodyMode is how Envoy shows the service requests: buffered, or full-duplex,
 	// as gateways with an InferencePool do. docs/gateways.md compares them.
 	BodyMode string `yaml:"body_mode"`
+	// Shadow lets Envoys choose by themselves, by least_request or round_robin, and
+	// only show the service the requests; their bootstrap needs --shadow too. Empty:
+	// the service chooses.
+	Shadow string `yaml:"shadow"`
 	// Linger is how long the cluster of a removed engine stays, for requests whose
 	// choice was made before. It must be longer than Envoy waits for a choice,
 	// half a second more than server.decision_deadline.
@@ -60,6 +64,12 @@ func (c Config) Validate(path string) error {
 	}
 	if m := envoy.BodyMode(c.BodyMode); m != envoy.BodyBuffered && m != envoy.BodyFullDuplex {
 		faults = append(faults, fmt.Errorf("%s.body_mode: %q is unknown; write %s or %s", path, c.BodyMode, envoy.BodyBuffered, envoy.BodyFullDuplex))
+	}
+	switch b := envoy.Balancer(c.Shadow); {
+	case c.Shadow != "" && b != envoy.LeastRequest && b != envoy.RoundRobin:
+		faults = append(faults, fmt.Errorf("%s.shadow: %q is unknown; write %s, %s, or nothing where the service chooses", path, c.Shadow, envoy.LeastRequest, envoy.RoundRobin))
+	case c.Shadow != "" && c.Route == string(envoy.RouteClusterHeader):
+		faults = append(faults, fmt.Errorf("%s.route: is %s, but with %s.shadow nobody is told a choice; write %s", path, c.Route, path, envoy.RouteOverrideHost))
 	}
 	if c.Linger <= 0 {
 		faults = append(faults, fmt.Errorf("%s.linger: is %s; write a duration above zero, such as 10s", path, c.Linger))
