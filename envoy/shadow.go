@@ -50,10 +50,10 @@ const DefaultShadowStreams = 100
 const clusterShadow = "firsttoken-shadow"
 
 // deferredCloseTimeout is how long Envoy leaves a stream open after the request,
-// for the service to take the rest: with 0.1 s a service on a busy machine lost
-// short requests. The service ends each stream itself when it has seen enough, so
-// only one that hangs leaves them open, up to the limit.
-const deferredCloseTimeout = time.Second
+// for the service to take the rest: with 0.1 s, and with 1 s, a service on a busy
+// machine lost short requests. The service ends each stream itself when it has seen
+// enough, so only one that hangs leaves them open, up to the limit.
+const deferredCloseTimeout = 5 * time.Second
 
 func (s *Shadow) validate(route Route) error {
 	if s == nil {

@@ -159,7 +159,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		shadowTokens:    counter("shadow_prompt_tokens_total", "Prompt tokens of shadow decisions of which it is known who served them."),
 		shadowCached:    counters("shadow_prompt_tokens_cached_total", "Of these the tokens cached at the endpoint that would have been the choice, and at the one that served.", "at"),
 		shadowEstimates: counters("shadow_ttft_estimated_seconds_total", "Of these the times to first token estimated for the choice and for the endpoint that served: the difference is an estimate of what was lost.", "at"),
-		shadowSkipped:   counters("shadow_skipped_total", "Requests that Envoy showed and that were not watched: streams, bytes, too_large, no_body, refused.", "cause"),
+		shadowSkipped:   counters("shadow_skipped_total", "Requests that Envoy showed and that were not watched: streams, bytes, too_large, no_body, refused, cut.", "cause"),
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))

@@ -84,6 +84,7 @@ type shadow struct {
 	// The following belong to the stream.
 	kept    int64     // bytes of the body, counted in shadows.bytes
 	arrived time.Time // when all of the request had come
+	skipped bool
 
 	doubled atomic.Bool // another request has the same x-request-id
 	told    sync.Once   // of the decision, before anything else of it is told
@@ -119,6 +120,7 @@ const (
 	skipTooLarge skipCause = "too_large" // longer than server.body_limit_bytes
 	skipNoBody   skipCause = "no_body"   // Envoy's mode shows no bodies
 	skipRefused  skipCause = "refused"   // no endpoint would have been chosen
+	skipCut      skipCause = "cut"       // its client left, or we lag behind: Envoy ended the stream
 )
 
 // beginShadow makes the stream a shadow's. The error is errDone where it is not to
@@ -155,6 +157,9 @@ func (st *stream) endShadow() {
 		st.shadows.byRequest.Remove(w.request)
 	}
 	if st.booking == nil {
+		if !w.skipped {
+			_ = st.skip(skipCut)
+		}
 		return
 	}
 	if outcome != "" {
@@ -171,6 +176,7 @@ func (st *stream) freeBody() {
 // skip gives the request up.
 func (st *stream) skip(cause skipCause) error {
 	st.metrics.shadowSkipped.WithLabelValues(string(cause)).Inc()
+	st.shadow.skipped = true
 	return errDone
 }
 

@@ -272,7 +272,7 @@ func TestShadowLimits(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f = newFixture(t, pool(2), limits)
 				c.play(t, f)
-				for _, cause := range []string{"too_large", "streams", "bytes", "no_body", "refused"} {
+				for _, cause := range []string{"too_large", "streams", "bytes", "no_body", "refused", "cut"} {
 					want := 0.0
 					if cause == c.cause {
 						want = map[bool]float64{true: 3, false: 1}[cause == "no_body"]
@@ -287,6 +287,27 @@ func TestShadowLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A request that Envoy ends before all of it was seen is counted.
+func TestShadowThatIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(2))
+		c := f.shown(t, "r", "{", " a")
+		f.shown(t, "s", "{ a }").close(errCancelled)
+		if c.isOpen() {
+			c.close(errCancelled)
+		}
+		d := f.open(t, streamed, streamed)
+		d.show(t, completion())
+		d.close(errCancelled)
+		if got := testutil.ToFloat64(f.metrics.shadowSkipped.WithLabelValues("cut")); got != 1 {
+			t.Errorf("%v cut, want 1", got)
+		}
+		if len(f.decided) != 2 || len(f.ends) != 2 {
+			t.Errorf("%d decisions, %d ends of requests whose answers nobody saw", len(f.decided), len(f.ends))
+		}
+	})
 }
 
 // A filter that shows neither bodies nor answers to our choices shows nothing.

@@ -74,6 +74,7 @@ func TestJournalRecordsWhatWasWeighedAndWhatBecame(t *testing.T) {
 	want.TtftSeconds = new(1.5)
 	want.Outcome = new("complete")
 	want.ServedAddress, want.ServedEndpoint = new("10.0.0.2:1"), new("b")
+	want.ServedEstimateSeconds, want.ServedCachedTokens, want.ExpectedGainSeconds = new(4.0), new(uint32(2)), new(3.0)
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("ended (-want +got)\n%s", diff)
 	}

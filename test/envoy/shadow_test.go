@@ -39,13 +39,13 @@ func TestShadowUnderLoad(t *testing.T) {
 			c := watching(s, balancer, engines...)
 			c.Shadow.Streams = 1000 // the machine may be busy, and all are to be seen
 			p := startEnvoy(t, c)
-			const clients, each = 12, 25
+			const clients, each = 8, 25
 			var all sync.WaitGroup
 			var length, failed atomic.Int64
 			for c := range clients {
 				all.Go(func() {
 					for i := range each {
-						text := strings.Repeat("word ", 1+(c*each+i)%7*9000)
+						text := strings.Repeat("word ", 1+(c*each+i)%7*3000)
 						length.Add(int64(len(text)/4 + 1))
 						if err := askFor(t.Context(), p, completion(text)); err != nil {
 							failed.Add(1)
