@@ -165,7 +165,7 @@ func serviceForEnvoy(cfg config, proxy *envoy.Config) error {
 	if cfg.Scoring.Hold.Enabled {
 		proxy.MaxMessageTimeout = cfg.Server.MaxMessageTimeout
 	}
-	if cfg.Server.Rescue.Enabled {
+	if cfg.Server.Rescue.Enabled && proxy.Shadow == nil {
 		proxy.Rescue = &envoy.Rescue{Longest: cfg.Server.Rescue.Longest()}
 	}
 	proxy.SkipVerify = cfg.Discovery.TLS.SkipVerify
