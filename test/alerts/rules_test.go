@@ -66,12 +66,15 @@ var examples = map[string]struct{ fires, quiet string }{
 	"FirsttokenDown":                     {`up{job="firsttoken"} 0x60`, `up{job="firsttoken"} 1x60`},
 	"FirsttokenEnvoyIsChoosing":          {`envoy_http_ext_proc_failure_mode_allowed{job="envoy"} 0+30x60`, `envoy_http_ext_proc_failure_mode_allowed{job="envoy"} 7x60`},
 	"FirsttokenServiceUnhealthyForEnvoy": {`envoy_cluster_membership_healthy{job="envoy", envoy_cluster_name="firsttoken"} 0x60`, `envoy_cluster_membership_healthy{job="envoy", envoy_cluster_name="firsttoken"} 1x60`},
+	"FirsttokenSwitchedOff":              {`firsttoken_choosing 0x60`, `firsttoken_choosing 1x60`},
 	"FirsttokenLateForEnvoy":             {`envoy_http_ext_proc_message_timeouts{job="envoy"} 0+1x60`, `envoy_http_ext_proc_message_timeouts{job="envoy"} 3x60`},
 	"FirsttokenNoEndpointReady": {
 		"firsttoken_endpoint_ready{endpoint=\"a\"} 0x60\nfirsttoken_endpoint_ready{endpoint=\"b\"} 0x60",
 		"firsttoken_endpoint_ready{endpoint=\"a\"} 0x60\nfirsttoken_endpoint_ready{endpoint=\"b\"} 1x60",
 	},
 	"FirsttokenEndpointNotReady": {`firsttoken_endpoint_ready{endpoint="a"} 0x60`, `firsttoken_endpoint_ready{endpoint="a"} 1x60`},
+	"FirsttokenEndpointHangs":    {`firsttoken_endpoint_suspended{endpoint="a"} 1x60`, `firsttoken_endpoint_suspended{endpoint="a"} 0x60`},
+	"FirsttokenRescuesExhausted": {`firsttoken_rescues_total{outcome="exhausted"} 0+1x60`, `firsttoken_rescues_total{outcome="answered"} 0+1x60`},
 	"FirsttokenRefuses":          {`firsttoken_immediate_responses_total{status="503"} 0+1x60`, `firsttoken_immediate_responses_total{status="404"} 0+1x60`},
 	"FirsttokenDecisionsLate": {
 		"firsttoken_fallbacks_total{cause=\"deadline\"} 0+2x60\nfirsttoken_decisions_total{reason=\"cached\"} 0+100x60",
