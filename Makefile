@@ -68,6 +68,7 @@ bench-envoy: build .tools/envoy .tools/stamp/proxies ## requests per second and 
 test: build .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test
 	@$(WITH_NATIVE) $(GOTEST) -timeout 15m ./...
+	@cd test/manifests && go test -shuffle=on -count=1 .
 	@go test -count=1 -run='^TestMD1$$' ./simulator/replay
 	@cd test/alerts && go test -shuffle=on -count=1 .
 
@@ -97,6 +98,7 @@ experiments-simulated: build ## replay the shared traces and write docs/experime
 .PHONY: lint
 lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files
 	@$(WITH_NATIVE) .tools/golangci-lint run
+	@cd test/manifests && $(CURDIR)/.tools/golangci-lint run --config $(CURDIR)/.golangci.yml
 	@.tools/buf lint
 	@.tools/buf format --diff --exit-code
 
@@ -104,8 +106,7 @@ lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/b
 generate: .tools/stamp/libzmq .tools/buf-$(BUF_VERSION) ## write the generated code and docs anew
 	@.tools/buf generate
 	@$(WITH_NATIVE) go generate ./...
-	@$(WITH_NATIVE) go run ./cmd/firsttoken envoy bootstrap --config examples/static-envoy/firsttoken.yml >.tools/envoy.yaml
-	@mv .tools/envoy.yaml examples/static-envoy/envoy.yaml
+	@$(WITH_NATIVE) examples/generate.sh
 
 .PHONY: variants
 variants: .tools/stamp/libzmq ## vet and build without Rust, without ZeroMQ, without cgo

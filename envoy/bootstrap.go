@@ -89,7 +89,7 @@ func (c Config) listenerOf(manager *hcmv3.HttpConnectionManager) *listenerv3.Lis
 		Name:    "clients",
 		Address: socketAddress(c.Listen),
 		// The default of 1 MiB refuses long prompts.
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(c.BodyLimit + bodyLimitMargin)), //nolint:gosec // bounded by the service's config
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(c.BufferLimit())), //nolint:gosec // bounded by the service's config
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name:       "envoy.filters.network.http_connection_manager",
 			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager)},
@@ -156,7 +156,7 @@ func routerFilter() *hcmv3.HttpFilter {
 // lets requests pass.
 func (c Config) withoutControlHeaders() *corev3.TypedExtensionConfig {
 	m := &earlyv3.HeaderMutation{}
-	prefixes := controlPrefixes
+	prefixes := ControlPrefixes
 	if c.Rescue != nil {
 		prefixes = append(slices.Clip(prefixes), routerPrefixes...)
 	}
@@ -176,7 +176,7 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 		GrpcService: c.asked(),
 		// A service that is down costs the choice, never the request.
 		FailureModeAllow: true,
-		MessageTimeout:   durationpb.New(c.DecisionDeadline + deadlineMargin),
+		MessageTimeout:   durationpb.New(c.MessageTimeout()),
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:  extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:    extprocv3.ProcessingMode_BUFFERED,
@@ -239,7 +239,7 @@ func (c Config) route(name string, headers []*routev3.HeaderMatcher) *routev3.Ro
 			Headers:       headers,
 		},
 		// Above 1 MiB, the default, a body is not kept for a retry.
-		RequestBodyBufferLimit: wrapperspb.UInt64(uint64(c.BodyLimit + bodyLimitMargin)), //nolint:gosec // validated to be positive
+		RequestBodyBufferLimit: wrapperspb.UInt64(uint64(c.BufferLimit())), //nolint:gosec // validated to be positive
 		// With response headers skipped the service cannot add these itself.
 		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
 			setHeader(HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%"),

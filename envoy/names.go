@@ -67,8 +67,8 @@ var ControlHeaders = []string{
 	HeaderArm,
 }
 
-// controlPrefixes begin every control header, those of later versions too.
-var controlPrefixes = []string{HeaderEndpoint, "x-firsttoken-"}
+// ControlPrefixes begin every control header, those of later versions too.
+var ControlPrefixes = []string{HeaderEndpoint, "x-firsttoken-"}
 
 // HoldMargin is how much longer than it may hold a request the service asks
 // Envoy to wait for its answer: time for the choice and for the way back.

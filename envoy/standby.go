@@ -211,18 +211,23 @@ func (c Config) accessLogs() []*accesslogv3.AccessLog {
 	}
 	var logs []*accesslogv3.AccessLog
 	for _, name := range names {
-		logs = append(logs, &accesslogv3.AccessLog{
-			Name: "envoy.access_loggers.http_grpc",
-			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&alsv3.HttpGrpcAccessLogConfig{CommonConfig: &alsv3.CommonGrpcAccessLogConfig{
-				LogName:             "firsttoken",
-				GrpcService:         grpcService(name),
-				TransportApiVersion: corev3.ApiVersion_V3,
-				BufferFlushInterval: durationpb.New(10 * time.Millisecond),
-				BufferSizeBytes:     wrapperspb.UInt32(recordBuffer),
-			}})},
-		})
+		logs = append(logs, accessLogTo(name))
 	}
 	return logs
+}
+
+// accessLogTo tells the service in a cluster.
+func accessLogTo(cluster string) *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{
+		Name: "envoy.access_loggers.http_grpc",
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&alsv3.HttpGrpcAccessLogConfig{CommonConfig: &alsv3.CommonGrpcAccessLogConfig{
+			LogName:             "firsttoken",
+			GrpcService:         grpcService(cluster),
+			TransportApiVersion: corev3.ApiVersion_V3,
+			BufferFlushInterval: durationpb.New(10 * time.Millisecond),
+			BufferSizeBytes:     wrapperspb.UInt32(recordBuffer),
+		}})},
+	}
 }
 
 // standIn lets the service's standbys be asked where it fails, and finds one that

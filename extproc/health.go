@@ -33,6 +33,12 @@ func (s *Server) SetReady(ready bool) {
 	s.setReadyLocked(ready && s.draining.Err() == nil)
 }
 
+// Ready reports what health checks are told. Safe for concurrent use.
+func (s *Server) Ready() bool {
+	answer, err := s.health.Check(context.Background(), &grpc_health_v1.HealthCheckRequest{})
+	return err == nil && answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
+}
+
 // setReadyLocked publishes readiness. Caller must hold mu.
 func (s *Server) setReadyLocked(ready bool) {
 	s.health.SetServingStatus(livenessService, grpc_health_v1.HealthCheckResponse_SERVING)

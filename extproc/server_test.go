@@ -72,6 +72,9 @@ func TestHealth(t *testing.T) {
 				t.Errorf("%s: %q is %v (%v), want %v", when, service, got.GetStatus(), err, want)
 			}
 		}
+		if want := ready == grpc_health_v1.HealthCheckResponse_SERVING; f.Ready() != want {
+			t.Errorf("%s: Ready is %v, want %v", when, !want, want)
+		}
 	}
 	check("at the start", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	f.SetReady(true)

@@ -13,6 +13,7 @@ func TestDependenciesAreDocumented(t *testing.T) {
 	page := read(t, "../docs/dependencies.md")
 	inUse := append(goModules(t), rustCrates(t)...)
 	inUse = append(inUse, tools(t)...)
+	inUse = append(inUse, schemas(t)...)
 	for _, d := range inUse {
 		row := regexp.MustCompile(`(?m)^\| ` + "`?" + regexp.QuoteMeta(d.name) + "`?" + ` \| ` + regexp.QuoteMeta(d.version) + ` \| .{10,}`)
 		if !row.MatchString(page) {
@@ -32,9 +33,13 @@ type dependency struct{ name, version string }
 // are a module of their own included.
 func goModules(t *testing.T) []dependency {
 	t.Helper()
-	required := regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`).FindAllStringSubmatch(read(t, "../go.mod")+read(t, "alerts/go.mod"), -1)
 	var used []dependency
 	for _, f := range sources(t) {
+		file := "../go.mod"
+		if own := "../" + f.pkg + "/go.mod"; exists(own) {
+			file = own
+		}
+		required := regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`).FindAllStringSubmatch(read(t, file), -1)
 		for _, path := range imports(f) {
 			var module dependency // the longest that the path begins with
 			for _, r := range required {
@@ -80,6 +85,24 @@ func tools(t *testing.T) []dependency {
 		t.Fatalf("found only the tools %v", used)
 	}
 	return used
+}
+
+// schemas are the modules whose files manifests are checked against.
+func schemas(t *testing.T) []dependency {
+	t.Helper()
+	var used []dependency
+	for _, m := range regexp.MustCompile(`(?m)"(\S+)@(v\S+)", "h1:`).FindAllStringSubmatch(read(t, "manifests/crds_test.go"), -1) {
+		used = append(used, dependency{m[1], m[2]})
+	}
+	if len(used) < 3 {
+		t.Fatalf("found only the schemas %v", used)
+	}
+	return used
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func read(t *testing.T, path string) string {

@@ -33,6 +33,7 @@ var arrows = []arrow{
 	{"scoring", nil, "the core and the vocabulary: everybody imports it, so it can import nobody"},
 	{"envoy", nil, "names and configuration that Envoy is given; no decision is made there"},
 	{"envoy/xds", []string{"envoy", "certificate"}, "it tells Envoys what envoy makes of a list of engines; where the list comes from is hidden from it"},
+	{"manifests", []string{"envoy"}, "Kubernetes objects around what envoy makes; what the service is configured to is handed to it"},
 	{"proto/firsttoken/v1", nil, "generated: messages for other programs, not for our packages to share"},
 	{"prompt/native", nil, "text in, ids out: the Rust library must be usable and testable without a request"},
 	{"prompt", []string{"scoring", "prompt/native"}, "a body becomes a scoring.Prompt, wherever it came from"},

@@ -33,6 +33,8 @@ type admin struct {
 	explain func(context.Context, prompt.Request, string) (*scoring.Decision, error)
 	// bodyLimit is the longest body that is read for it.
 	bodyLimit int
+	// ready reports whether Envoy should send requests here.
+	ready func() bool
 	// controllerAPI answers lmcache.APIPaths; nil where no controller is hosted.
 	controllerAPI http.Handler
 }
@@ -46,6 +48,7 @@ func (a *admin) handler() http.Handler {
 		ErrorLog:      slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", a.serveReady)
 	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /decisions", a.serveDecisions)
 	mux.HandleFunc("POST /explain", a.serveExplain)
@@ -64,9 +67,19 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?n=… /decisions?blocks=true POST /explain?path=… /choosing /healthz /debug/pprof/\n"))
+		_, _ = w.Write([]byte("firsttoken " + version() + "\n/metrics /status /decisions /decisions?id=… /decisions?n=… /decisions?blocks=true POST /explain?path=… /choosing /healthz /readyz /debug/pprof/\n"))
 	})
 	return mux
+}
+
+// serveReady tells by HTTP what the gRPC health service tells, for those who
+// reach that by no port of their own: it may be a unix socket, or speak TLS.
+func (a *admin) serveReady(w http.ResponseWriter, _ *http.Request) {
+	if !a.ready() {
+		http.Error(w, "not ready: the engines are not known yet, or the service ends", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
 }
 
 func (a *admin) serveStatus(w http.ResponseWriter, _ *http.Request) {

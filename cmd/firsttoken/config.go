@@ -216,8 +216,8 @@ func (c logConfig) logger(w io.Writer, level *slog.LevelVar) *slog.Logger {
 
 // adminConfig sets the port for people and Prometheus.
 type adminConfig struct {
-	// Listen is the address of /metrics, /status, /decisions, /healthz and
-	// /debug/pprof. Whoever reaches it sees the fleet and can profile the
+	// Listen is the address of /metrics, /status, /decisions, /healthz, /readyz
+	// and /debug/pprof. Whoever reaches it sees the fleet and can profile the
 	// process: leave it on loopback, or keep strangers away from it.
 	Listen string `yaml:"listen"`
 }

@@ -25,7 +25,7 @@ func newEnvoyCommand() *cobra.Command {
 		Short: "Print what Envoy must be told",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(newEnvoyBootstrapCommand())
+	cmd.AddCommand(newEnvoyBootstrapCommand(), newEnvoyManifestsCommand())
 	return cmd
 }
 

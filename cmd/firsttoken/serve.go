@@ -242,7 +242,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	s.choosing = newChoosing(cfg.Server.OffFile, s.server.SetChoosing, log)
 	s.admin = &admin{
 		registry: registry, journal: journal, status: s.status, choosing: s.choosing, log: log,
-		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit,
+		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit, ready: s.server.Ready,
 	}
 	if s.source != nil {
 		s.admin.controllerAPI = lmcache.API(s.controller, s.source)

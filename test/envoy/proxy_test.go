@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -146,7 +148,7 @@ func (p *proxy) ask(t *testing.T, path string) (code int, text string) {
 // stat is a counter or gauge of Envoy.
 func (p *proxy) stat(t *testing.T, name string) int {
 	t.Helper()
-	_, text := p.ask(t, "/stats?filter=^"+strings.ReplaceAll(name, ".", `\.`)+"$")
+	_, text := p.ask(t, "/stats?filter="+url.QueryEscape("^"+regexp.QuoteMeta(name)+"$"))
 	_, value, ok := strings.Cut(strings.TrimSpace(text), ": ")
 	n, err := strconv.Atoi(value)
 	if !ok || err != nil {
