@@ -64,6 +64,10 @@ bench-envoy: build .tools/envoy .tools/stamp/proxies ## requests per second and 
 	@$(WITH_NATIVE) FIRSTTOKEN_BENCHMARKS=$(CURDIR)/docs/benchmarks.md SCALE=$(SCALE) TOKENIZER=$(abspath $(TOKENIZER)) \
 		go test -count=1 -timeout 90m -v -run TestBenchmarks ./test/overhead
 
+.PHONY: bench-modes
+bench-modes: build .tools/envoy ## what Envoy's body modes cost, for docs/gateways.md (two minutes)
+	@$(WITH_NATIVE) FIRSTTOKEN_BODY_MODES=3 go test -count=1 -timeout 15m -v -run TestBodyModes ./test/overhead
+
 .PHONY: test
 test: build .tools/stamp/libzmq .tools/envoy .tools/stamp/lmcache .tools/stamp/coordinator .tools/stamp/kvevents ## run all tests, with real Envoy, LMCache and vLLM code
 	@prompt/native/build.sh test

@@ -48,6 +48,25 @@ func TestFullDuplex(t *testing.T) {
 	})
 }
 
+// The first choice of half of the requests is dead: in full duplex too they go on
+// to the next best.
+func TestFullDuplexRetries(t *testing.T) {
+	dead, alive := deadEngine(t), startEngine(t)
+	s := startService(t, scoring.PolicyRoundRobin, dead, alive)
+	c := config(s, dead, alive)
+	c.BodyMode = envoy.BodyFullDuplex
+	p := startEnvoy(t, c)
+	const n = 40
+	if failed := parallel(t, p, n, completion(strings.Repeat("word ", 100_000))); len(failed) > 0 {
+		t.Errorf("%d of %d failed, the first: %s", len(failed), n, failed[0])
+	}
+	for range n {
+		if end := next(t, "end", s.events.ended); end.outcome != scoring.OutcomeComplete || end.served != alive.address {
+			t.Errorf("ended %+v, want complete at %s", end, alive.address)
+		}
+	}
+}
+
 // Answers that have begun come to their end whatever becomes of the service.
 func TestKilledDuringStreams(t *testing.T) {
 	for _, mode := range []envoy.BodyMode{envoy.BodyBuffered, envoy.BodyFullDuplex} {

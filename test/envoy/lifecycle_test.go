@@ -142,6 +142,7 @@ func TestServiceEnds(t *testing.T) {
 // load is clients that ask without end.
 type load struct {
 	done, chosen atomic.Int64 // answers, and those whose endpoint the service chose
+	body         string
 	cancel       context.CancelFunc
 	clients      sync.WaitGroup
 	mu           sync.Mutex
@@ -150,8 +151,14 @@ type load struct {
 
 func startLoad(t *testing.T, p *proxy, clients int) *load {
 	t.Helper()
+	return startLoadOf(t, p, clients, completion("hello"))
+}
+
+// startLoadOf is startLoad with what is asked.
+func startLoadOf(t *testing.T, p *proxy, clients int, body string) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{cancel: cancel}
+	l := &load{cancel: cancel, body: body}
 	for range clients {
 		l.clients.Go(func() {
 			transport := &http.Transport{}
@@ -171,7 +178,7 @@ func startLoad(t *testing.T, p *proxy, clients int) *load {
 }
 
 func (l *load) ask(ctx context.Context, transport *http.Transport, p *proxy) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.clients+"/v1/completions", strings.NewReader(completion("hello")))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.clients+"/v1/completions", strings.NewReader(l.body))
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package envoy_test
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"strconv"
@@ -119,6 +120,34 @@ func TestStandbyTakesOver(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Of what a service that dies was sent Envoy keeps 64 KB to send it again. Longer
+// prompts go without a choice; in full duplex those are lost that it had been asked
+// and had not answered, one of each client, and none after them.
+func TestStandbyTakesLongPrompts(t *testing.T) {
+	const clients = 4
+	for _, c := range []struct {
+		mode         envoy.BodyMode
+		bytes, loses int
+	}{
+		{envoy.BodyBuffered, 2_000_000, 0},
+		{envoy.BodyFullDuplex, 50_000, 0},
+		{envoy.BodyFullDuplex, 2_000_000, clients},
+	} {
+		t.Run(fmt.Sprintf("%s %d", c.mode, c.bytes), func(t *testing.T) {
+			t.Parallel()
+			active, standby, p := startPair(t, c.mode, startEngine(t), startEngine(t))
+			load := startLoadOf(t, p, clients, completion(strings.Repeat("long ", c.bytes/5)))
+			load.reach(t, 20)
+			active.signal(t, syscall.SIGKILL)
+			load.reach(t, load.done.Load()+clients)
+			p.takesOver(t, load, standby, active)
+			if failed := load.stop(); len(failed) > c.loses {
+				t.Errorf("%d of %d failed, the first: %s", len(failed), load.done.Load(), failed[0])
+			}
+		})
 	}
 }
 
