@@ -139,7 +139,7 @@ func (c Config) filters() []*hcmv3.HttpFilter {
 		routerFilter(),
 	}
 	if c.BodyMode == BodyFullDuplex && c.Rescue == nil {
-		list = append([]*hcmv3.HttpFilter{c.watcher()}, list...)
+		list = append([]*hcmv3.HttpFilter{watcher()}, list...)
 	}
 	return list
 }

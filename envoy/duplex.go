@@ -43,9 +43,9 @@ func duplex(p *extprocv3.ExternalProcessor) {
 
 // watcher shows the service answers and waits for nothing. Its stream ends with
 // the first chunk. It finds the decision by the id in dynamic metadata.
-func (c Config) watcher() *hcmv3.HttpFilter {
+func watcher() *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: watcherName, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&extprocv3.ExternalProcessor{
-		GrpcService:       c.asked(),
+		GrpcService:       grpcService(clusterService),
 		ObservabilityMode: true,
 		// Without it an answer is cut when the service dies.
 		FailureModeAllow: true,
