@@ -56,7 +56,11 @@ func serve(engines []string) error {
 		list = append(list, &engine{address: address})
 	}
 	picker.SetEndpoints(endpoints(list))
-	server := extproc.NewServer(extproc.DefaultConfig(), extproc.Deps{
+	cfg := extproc.DefaultConfig()
+	if os.Getenv(rescueEnv) != "" {
+		rescuing(&cfg, nil)
+	}
+	server := extproc.NewServer(cfg, extproc.Deps{
 		Picker: picker, Encoder: encoder{}, Metrics: extproc.NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.DiscardHandler),
 	})
 	l, err := extproc.Listen(ctx, os.Getenv(listenEnv))
