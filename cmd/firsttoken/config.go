@@ -405,6 +405,10 @@ func (c config) summary() string {
 		fmt.Fprintf(&b, "requests are held for up to %s; Envoy's ext_proc filter needs max_message_timeout: %s\n",
 			c.Scoring.Hold.Max, c.Server.MaxMessageTimeout)
 	}
+	if r := c.Server.Rescue; r.Enabled {
+		fmt.Fprintf(&b, "requests without a first token in time are tried on %s; Envoy's pool needs the filter that envoy bootstrap writes, with message_timeout above %s\n",
+			plural(r.Tries, "other endpoint"), r.Longest())
+	}
 	for _, e := range c.Endpoints {
 		fmt.Fprintf(&b, "endpoint %s", e.Address)
 		if e.Name != "" {

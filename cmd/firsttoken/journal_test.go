@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/firsttoken/firsttoken/extproc"
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -141,4 +142,20 @@ func TestJournalReadersHaveCopies(t *testing.T) {
 		}
 	}
 	writers.Wait()
+}
+
+// What became of a request's tries completes its record, in the last words that
+// were said of it.
+func TestJournalRecordsRescue(t *testing.T) {
+	j := newJournal(10, 1)
+	j.Decided(decision("x"))
+	j.Rescued("unknown", extproc.Rescue{Deadline: time.Second})
+	j.Rescued("x", extproc.Rescue{Deadline: 4 * time.Second, Tries: 1})
+	if got := j.find("x"); got.GetDeadlineSeconds() != 4 || got.GetTries() != 1 || got.Rescue != nil {
+		t.Errorf("at first: %v", got)
+	}
+	j.Rescued("x", extproc.Rescue{Deadline: 4 * time.Second, Tries: 2, Missed: []string{"a"}, Outcome: "answered"})
+	if got := j.find("x"); got.GetTries() != 2 || len(got.GetMissedEndpoints()) != 1 || got.GetRescue() != "answered" {
+		t.Errorf("at last: %v", got)
+	}
 }
