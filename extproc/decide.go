@@ -220,10 +220,10 @@ func (st *stream) tokens(ctx context.Context) (*scoring.Prompt, error) {
 		SessionKey:      st.cfg.SessionKey,
 		Body:            st.body, // not written to from here on
 	}
-	go func() { // ends with the encoder, which may outlive the stream
+	st.encoders.Go(func() { // ends with the encoder, which may outlive the stream
 		p, err := st.callEncoder(ctx, request)
 		encoded <- result{p, err}
-	}()
+	})
 	select {
 	case r := <-encoded:
 		return r.prompt, r.err

@@ -143,6 +143,8 @@ func newFixture(tb testing.TB, endpoints []scoring.Endpoint, change ...func(*Con
 		c(&cfg, &deps)
 	}
 	f.Server = NewServer(cfg, deps)
+	tb.Cleanup(f.encoders.Close)
+	tb.Cleanup(f.grpc.Stop) // its workers
 	return f
 }
 

@@ -92,6 +92,7 @@ func (s *Server) Drain(ctx context.Context) {
 	case <-ctx.Done():
 	}
 	s.stop()
+	s.encoders.Close()
 	defer context.AfterFunc(ctx, s.grpc.Stop)()
 	s.grpc.GracefulStop()
 }

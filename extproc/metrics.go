@@ -43,6 +43,7 @@ type Metrics struct {
 	shadowSkipped   *prometheus.CounterVec
 
 	stageByName map[stage]prometheus.Observer
+	streamsIn   map[phase]prometheus.Gauge
 }
 
 // stage is a part of the time to a decision.
@@ -163,6 +164,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	for _, s := range []stage{stageReceive, stageEncode, stageAsk, stagePick} {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
+	}
+	m.streamsIn = map[phase]prometheus.Gauge{}
+	for _, p := range []phase{phaseReceiving, phaseDeciding, phaseHeld, phaseWaiting, phaseAnswering} {
+		m.streamsIn[p] = m.streams.WithLabelValues(string(p))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
 		m.fallbacks, m.refusals, m.ended, m.moved, m.records, m.streams, m.holds, m.holdTime,

@@ -225,6 +225,23 @@ func TestControlHeadersAreOurs(t *testing.T) {
 	}
 }
 
+// Control headers that a client sent are removed before its body is there:
+// Envoy lets the request pass where the body is never answered.
+func TestControlHeadersGoAtOnce(t *testing.T) {
+	for _, name := range envoy.ControlHeaders {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t, pool(2))
+				c := f.open(t, buffered, none)
+				m := c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/completions", strings.ToUpper(name), "10.0.0.9:8000"))
+				if !removes(m, name) || !m.GetRequestHeaders().GetResponse().GetClearRouteCache() {
+					t.Errorf("it stays until the body is answered: %v", m)
+				}
+			})
+		})
+	}
+}
+
 // "Order in FDS: hold back the headers response until the body has ended; then
 // headers response, then the body as StreamedResponse chunks, last with
 // end_of_stream. Chunks of at most 62,000 bytes".

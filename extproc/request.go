@@ -58,7 +58,7 @@ func (st *stream) requestHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.
 		return nil
 	}
 	// The body comes only after this answer, and the choice with the body.
-	return st.send(st.replies.headers(nil))
+	return st.answerAhead(h.GetHeaders())
 }
 
 func (st *stream) requestBody(msg *extprocv3.ProcessingRequest, b *extprocv3.HttpBody) error {

@@ -19,9 +19,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/firsttoken/firsttoken/canary"
+	"github.com/firsttoken/firsttoken/goroutine"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -110,6 +110,10 @@ type Server struct {
 	draining   context.Context //nolint:containedctx // the server's life, not a call's
 	beginDrain context.CancelFunc
 
+	// encoders run the encoder, each call in a goroutine that may outlive its
+	// stream.
+	encoders *goroutine.Pool
+
 	sampler sampler
 	shadows *shadows
 
@@ -134,6 +138,11 @@ type Server struct {
 	mu sync.Mutex // guards the order of readiness and drain, of periods and of splits
 }
 
+// idleGoroutines is how many goroutines are kept for the next streams, and as
+// many for their encoders: more than decide at once. Others are started as they
+// are needed.
+const idleGoroutines = 64
+
 // messageOverhead is what a message may hold besides the body: headers,
 // attributes and metadata. Envoy's own limit on headers is 60 KiB.
 const messageOverhead = 1 << 20
@@ -155,6 +164,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 		replies:  newReplies(cfg),
 		health:   health.NewServer(),
 		shadows:  newShadows(),
+		encoders: goroutine.NewPool(idleGoroutines),
 		sampler:  sampler{limit: int64(cfg.DecisionLogs)},
 
 		missed: deps.Missed, alive: deps.Alive, rescued: deps.Rescued,
@@ -166,14 +176,7 @@ func NewServer(cfg Config, deps Deps) *Server {
 	s.split.Store(&canary.Split{})
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.draining, s.beginDrain = context.WithCancel(s.stopping)
-	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(cfg.BodyLimit+messageOverhead),
-		// A buffered body with another model's name is sent back whole.
-		grpc.MaxSendMsgSize(cfg.BodyLimit+messageOverhead),
-		// Envoys ping once a second to find a service that hangs, and are not sent
-		// away for it.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)
+	s.grpc = grpc.NewServer(transport(cfg)...)
 	extprocv3.RegisterExternalProcessorServer(s.grpc, s)
 	accesslogv3.RegisterAccessLogServiceServer(s.grpc, s)
 	grpc_health_v1.RegisterHealthServer(s.grpc, healthService{s.health, s.stopping})

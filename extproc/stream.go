@@ -192,10 +192,10 @@ func (st *stream) enter(p phase) {
 		return
 	}
 	if st.phase != phaseGone {
-		st.metrics.streams.WithLabelValues(string(st.phase)).Dec()
+		st.metrics.streamsIn[st.phase].Dec()
 	}
 	if p != phaseGone {
-		st.metrics.streams.WithLabelValues(string(p)).Inc()
+		st.metrics.streamsIn[p].Inc()
 	}
 	st.phase = p
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/firsttoken/firsttoken/goroutine"
 	"github.com/firsttoken/firsttoken/prompt/native"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -66,6 +67,8 @@ type Encoder struct {
 
 	// work counts load and the encodings in progress, which may outlive Encode.
 	work sync.WaitGroup
+	// encoding runs the latter.
+	encoding *goroutine.Pool
 }
 
 // served is one configured model.
@@ -101,6 +104,8 @@ func NewEncoder(cfg Config, o Options) (*Encoder, error) {
 		slots:   semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		parsing: semaphore.NewWeighted(int64(cfg.MaxConcurrent)),
 		loaded:  make(chan struct{}),
+		// More than there are slots never run.
+		encoding: goroutine.NewPool(cfg.MaxConcurrent),
 	}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
@@ -193,6 +198,7 @@ func (e *Encoder) segmentCaches() map[string]native.CacheStats {
 func (e *Encoder) Close() {
 	e.stop()
 	e.work.Wait()
+	e.encoding.Close()
 	for _, s := range e.models {
 		s.model.Load().Close()
 	}
@@ -400,13 +406,23 @@ func unconfigured(name string) *served {
 	return s
 }
 
-// encodeHere runs the model's encoding in a goroutine of its own, which keeps
-// its slot and the document until it is done, also where ctx ends before. The
-// prompts have no texts; given: they had none, the client sent ids.
+// short is the length of body up to which a prompt is encoded by whoever asks:
+// that takes some tens of microseconds, and handing it to another goroutine as
+// long again. Not a caller's patience, only its place in the queue is bounded by
+// ctx then.
+const short = 8 << 10
+
+// encodeHere runs the model's encoding; that of a long body in a goroutine of its
+// own, which keeps its slot and the document until it is done, also where ctx ends
+// before. The prompts have no texts; given: they had none, the client sent ids.
 func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Encoded, given bool, err error) {
 	if err := e.slots.Acquire(ctx, 1); err != nil {
 		j.doc.release()
 		return Encoded{}, false, err
+	}
+	e.work.Add(1)
+	if len(j.body) <= short {
+		return e.encodeJob(ctx, s, j)
 	}
 	type result struct {
 		encoded Encoded
@@ -414,18 +430,8 @@ func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Enc
 		err     error
 	}
 	done := make(chan result, 1)
-	e.work.Go(func() {
-		defer e.slots.Release(1)
-		defer j.doc.release()
-		fields := j.fields
-		encoded, err := s.model.Load().encode(ctx, j.path, &fields, e.now().In(s.zone), true)
-		given := true
-		for i := range encoded.Prompts {
-			given = given && encoded.Prompts[i].Text == ""
-			encoded.Prompts[i].Text = "" // its memory ends here
-		}
-		encoded.rendered.Free()
-		encoded.rendered = nil
+	e.encoding.Go(func() {
+		encoded, given, err := e.encodeJob(ctx, s, j)
 		done <- result{encoded, given, err}
 	})
 	select {
@@ -434,6 +440,23 @@ func (e *Encoder) encodeHere(ctx context.Context, s *served, j job) (encoded Enc
 	case <-ctx.Done():
 		return Encoded{}, false, ctx.Err()
 	}
+}
+
+// encodeJob encodes the job with the slot that the caller took and the work it
+// counted, and gives both back, and the job's document.
+func (e *Encoder) encodeJob(ctx context.Context, s *served, j job) (encoded Encoded, given bool, err error) {
+	defer e.work.Done()
+	defer e.slots.Release(1)
+	defer j.doc.release()
+	encoded, err = s.model.Load().encode(ctx, j.path, &j.fields, e.now().In(s.zone), true)
+	given = true
+	for i := range encoded.Prompts {
+		given = given && encoded.Prompts[i].Text == ""
+		encoded.Prompts[i].Text = "" // its memory ends here
+	}
+	encoded.rendered.Free()
+	encoded.rendered = nil
+	return encoded, given, err
 }
 
 // encodeThere asks an engine. The job's document is gone.

@@ -420,6 +420,7 @@ func (s *service) run(ctx context.Context, out io.Writer) error {
 	if s.decisions != nil {
 		group.Go(func() error { return s.decisions.run(beside) })
 	}
+	group.Go(func() error { return tuneCollector(beside) })
 	if s.keeper != nil {
 		group.Go(func() error { return s.keeper.Run(beside, s.picker.Fits) })
 	}
