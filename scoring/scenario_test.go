@@ -304,7 +304,7 @@ func (s *scenario) engine(name string, args []string) {
 
 // route takes tokens=N[,N...] own=N (tokens of this request alone, behind each of
 // the former) model=M salt=S n=N policy=ID session=S arm=A only=NAME[,NAME...] xTIMES
-// plain nocache none.
+// plain nocache none estimated (no token ids; after tokens).
 func (s *scenario) route(args []string) {
 	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "x") }); i >= 0 {
 		for range s.number(args[i][1:]) {
@@ -349,6 +349,11 @@ func (s *scenario) route(args []string) {
 			prompt.Only = strings.Split(value, ",")
 		case "n":
 			copies = s.number(value)
+		case "estimated":
+			prompt.Source = TokensEstimated
+			for i := range prompt.Sequences {
+				prompt.Sequences[i].TokenIDs, prompt.Sequences[i].Usable = nil, 0
+			}
 		case "plain":
 			prompt.Streamed = false
 		case "nocache":
