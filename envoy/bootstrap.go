@@ -39,7 +39,8 @@ func Bootstrap(c Config) ([]byte, error) {
 		return nil, err
 	}
 	b := &bootstrapv3.Bootstrap{
-		Admin: &bootstrapv3.Admin{Address: socketAddress(c.Admin)},
+		Admin:          &bootstrapv3.Admin{Address: socketAddress(c.Admin)},
+		LayeredRuntime: c.layeredRuntime(),
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Listeners: []*listenerv3.Listener{c.listener()},
 			Clusters:  c.clusters(),
@@ -76,10 +77,16 @@ func toYAML(m proto.Message) ([]byte, error) {
 // back when it is printed.
 func blockStyle(n *yaml.Node) {
 	n.Style = 0
+	if n.Tag == "!!str" && slices.Contains(formerBooleans, strings.ToLower(n.Value)) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
 	for _, child := range n.Content {
 		blockStyle(child)
 	}
 }
+
+// formerBooleans are words that Envoy, as YAML 1.1 has it, takes for true and false.
+var formerBooleans = []string{"y", "n", "yes", "no", "on", "off"}
 
 // listener takes the clients' requests.
 func (c Config) listener() *listenerv3.Listener { return c.listenerOf(c.connectionManager()) }
@@ -135,7 +142,7 @@ func (c Config) filters() []*hcmv3.HttpFilter {
 		return []*hcmv3.HttpFilter{c.shadowFilter(), c.shadowRouter()}
 	}
 	list := []*hcmv3.HttpFilter{
-		{Name: "envoy.filters.http.ext_proc", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
+		{Name: filterChoice, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(c.externalProcessor())}},
 		routerFilter(),
 	}
 	if c.BodyMode == BodyFullDuplex && c.Rescue == nil {
@@ -209,16 +216,14 @@ func (c Config) externalProcessor() *extprocv3.ExternalProcessor {
 // no choice was made for, or a choice without a cluster of its own: one of
 // several addresses of a name.
 func (c Config) routes() *routev3.RouteConfiguration {
-	pool := c.route("pool", nil)
-	pool.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: clusterPool}
-	routes := []*routev3.Route{pool}
+	routes := c.lastRoutes()
 	if c.Route == RouteClusterHeader {
 		chosen := c.route("chosen", []*routev3.HeaderMatcher{{
 			Name:                 HeaderCluster,
 			HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
 		}})
 		chosen.GetRoute().ClusterSpecifier = &routev3.RouteAction_ClusterHeader{ClusterHeader: HeaderCluster}
-		routes = []*routev3.Route{chosen, pool}
+		routes = append([]*routev3.Route{chosen}, routes...)
 	}
 	return &routev3.RouteConfiguration{
 		Name:         "engines",

@@ -51,7 +51,11 @@ func TestBootstrapVariants(t *testing.T) {
 			c.Standby, c.ServiceTLS = []string{"firsttoken-2.example.com:9002"}, &envoy.PortTLS{CAFile: "/ca.pem"}
 		},
 		"full-duplex": func(c *envoy.Config) { c.BodyMode = envoy.BodyFullDuplex },
-		"rescue":      func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Minute} },
+		"canary": func(c *envoy.Config) {
+			c.Canary = &envoy.Canary{Percent: 20, Header: "X-Canary: on", UserHeader: "X-User"}
+			c.Rescue = &envoy.Rescue{Longest: time.Minute}
+		},
+		"rescue": func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Minute} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := example()
@@ -99,8 +103,10 @@ func TestDynamicBootstrap(t *testing.T) {
 func TestShadowBootstrap(t *testing.T) {
 	shadow := &envoy.Shadow{Balancer: envoy.LeastRequest, Streams: envoy.DefaultShadowStreams}
 	for name, change := range map[string]func(*envoy.Config){
-		"shadow":        func(c *envoy.Config) { c.Shadow = shadow },
-		"shadow-router": func(c *envoy.Config) { c.Shadow = &envoy.Shadow{Balancer: envoy.RoundRobin, Router: "router:8001", Streams: 5} },
+		"shadow": func(c *envoy.Config) { c.Shadow = shadow },
+		"shadow-router": func(c *envoy.Config) {
+			c.Shadow = &envoy.Shadow{Balancer: envoy.RoundRobin, Router: "router:8001", Streams: 5}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := example()
@@ -166,6 +172,7 @@ func TestBootstrapFaults(t *testing.T) {
 		{"log cluster", func(c *envoy.Config) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "firsttoken-log-1"
 		}, []string{`cluster "firsttoken-log-1" is that of the access log of a service`}},
+		{"a canary that is none", func(c *envoy.Config) { c.Canary = &envoy.Canary{Percent: 101, Header: ": on", UserHeader: "x user"} }, []string{"canary.percent: is 101", `canary.header: ": on" is no header`, `canary.user_header: "x user" is no header's name`}},
 		{"bad endpoint", func(c *envoy.Config) { c.Endpoints[1].Address = "x" }, []string{`endpoint: "x" is no address`}},
 		{"doubled cluster", func(c *envoy.Config) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "far"

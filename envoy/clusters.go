@@ -33,6 +33,9 @@ func (c Config) clusters() []*clusterv3.Cluster {
 	}
 	pool.LoadBalancingPolicy = c.poolPolicies()
 	clusters := append(c.serviceClusters(), pool)
+	if c.Canary != nil {
+		clusters = append(clusters, plain(c.withoutRescue().engineCluster(clusterPlain, c.Endpoints)))
+	}
 	if c.Route == RouteClusterHeader {
 		for _, e := range c.Endpoints {
 			clusters = append(clusters, c.engineCluster(e.cluster(), []Endpoint{e}))

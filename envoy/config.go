@@ -32,6 +32,8 @@ type Config struct {
 	MaxMessageTimeout time.Duration
 	// Rescue is set where the service gives tries a deadline; nil: it does not.
 	Rescue *Rescue
+	// Canary is set where only some requests are put before the service; nil: all.
+	Canary *Canary
 	// BodyLimit is the service's own limit in bytes. Envoy's is set above it,
 	// so that the client of too long a body gets the service's answer.
 	BodyLimit int
@@ -147,6 +149,7 @@ func ReservedCluster(name string) string {
 	}
 	return map[string]string{
 		clusterService: "the service itself", clusterManagement: "the service's xDS server", clusterShadow: "the service that watches", clusterPool: "the pool of all endpoints",
+		clusterPlain: "the endpoints that a canary leaves to Envoy",
 	}[name]
 }
 
@@ -187,7 +190,7 @@ func (c Config) ValidateResources() error {
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
 	}
-	return errors.Join(append(faults, c.rescueFaults(), c.Shadow.validate(c.Route))...)
+	return errors.Join(append(faults, c.rescueFaults(), c.Shadow.validate(c.Route), c.canaryFaults())...)
 }
 
 // splitAddress is net.SplitHostPort with the port as a number.

@@ -79,8 +79,6 @@ func (c Config) Listeners() []*listenerv3.Listener {
 // that Envoy does not know yet, or no longer, must not be an error but the
 // pool's affair, and routes can be switched apart from clusters.
 func (c Config) Routes(members []Member) *routev3.RouteConfiguration {
-	pool := c.route("pool", nil)
-	pool.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: clusterPool}
 	var routes []*routev3.Route
 	for _, m := range c.Alone(members) {
 		chosen := c.route("chosen", []*routev3.HeaderMatcher{{
@@ -94,7 +92,7 @@ func (c Config) Routes(members []Member) *routev3.RouteConfiguration {
 	}
 	return &routev3.RouteConfiguration{
 		Name:         routesName,
-		VirtualHosts: []*routev3.VirtualHost{{Name: routesName, Domains: []string{"*"}, Routes: append(routes, pool)}},
+		VirtualHosts: []*routev3.VirtualHost{{Name: routesName, Domains: []string{"*"}, Routes: append(routes, c.lastRoutes()...)}},
 	}
 }
 
@@ -116,17 +114,12 @@ func (c Config) Alone(members []Member) []Member {
 // engine alone. The pool is the same whichever engines there are, except that
 // https needs to know how they are verified.
 func (c Config) Clusters(members []Member) []*clusterv3.Cluster {
-	pool := c.cluster(clusterPool)
-	pool.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
-	source := ads()
-	source.InitialFetchTimeout = durationpb.New(edsTimeout)
-	pool.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: source}
-	pool.TransportSocketMatches = c.tlsSockets(members)
-	// A removed engine must be gone at once, also where somebody adds a health
-	// check to this cluster.
-	pool.IgnoreHealthOnHostRemoval = true
+	pool := c.dynamicCluster(clusterPool, members)
 	pool.LoadBalancingPolicy = c.poolPolicies()
 	clusters := []*clusterv3.Cluster{pool}
+	if c.Canary != nil {
+		clusters = append(clusters, plain(c.withoutRescue().dynamicCluster(clusterPlain, members)))
+	}
 	for _, m := range c.Alone(members) {
 		// With its address in it there is nothing to wait for when it is added.
 		own := c.cluster(m.Cluster)
@@ -139,9 +132,23 @@ func (c Config) Clusters(members []Member) []*clusterv3.Cluster {
 	return clusters
 }
 
-// Assignment is the pool's members. Where none is healthy all count as
-// such: Envoy then tries, which is better than to refuse.
-func (c Config) Assignment(members []Member) *endpointv3.ClusterLoadAssignment {
+// dynamicCluster is a cluster of all engines, which it asks for.
+func (c Config) dynamicCluster(name string, members []Member) *clusterv3.Cluster {
+	cluster := c.cluster(name)
+	cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
+	source := ads()
+	source.InitialFetchTimeout = durationpb.New(edsTimeout)
+	cluster.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: source}
+	cluster.TransportSocketMatches = c.tlsSockets(members)
+	// A removed engine must be gone at once, also where somebody adds a health
+	// check to this cluster.
+	cluster.IgnoreHealthOnHostRemoval = true
+	return cluster
+}
+
+// Assignments are the members of the clusters of all engines. Where none is healthy
+// all count as such: Envoy then tries, which is better than to refuse.
+func (c Config) Assignments(members []Member) []*endpointv3.ClusterLoadAssignment {
 	hopeless := true
 	for _, m := range members {
 		hopeless = hopeless && m.Health != Healthy
@@ -153,7 +160,11 @@ func (c Config) Assignment(members []Member) *endpointv3.ClusterLoadAssignment {
 		}
 		list = append(list, m.lbEndpoint())
 	}
-	return assignment(clusterPool, list...)
+	assignments := []*endpointv3.ClusterLoadAssignment{assignment(clusterPool, list...)}
+	if c.Canary != nil {
+		assignments = append(assignments, assignment(clusterPlain, list...))
+	}
+	return assignments
 }
 
 func (m Member) lbEndpoint() *endpointv3.LbEndpoint {
@@ -260,8 +271,9 @@ func DynamicBootstrap(c Config, m Management) ([]byte, error) {
 		api = corev3.ApiConfigSource_DELTA_GRPC
 	}
 	b := &bootstrapv3.Bootstrap{
-		Node:  &corev3.Node{Id: m.Node, Cluster: "firsttoken"},
-		Admin: &bootstrapv3.Admin{Address: socketAddress(c.Admin)},
+		Node:           &corev3.Node{Id: m.Node, Cluster: "firsttoken"},
+		Admin:          &bootstrapv3.Admin{Address: socketAddress(c.Admin)},
+		LayeredRuntime: c.layeredRuntime(),
 		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{
 			LdsConfig: ads(),
 			CdsConfig: ads(),

@@ -38,6 +38,7 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	var dynamic bool
 	var secure portTLSFlags
 	var shadow shadowFlags
+	share := envoy.Canary{}
 	cmd := &cobra.Command{
 		Use:   "bootstrap {--config FILE | --backends HOST:PORT,…}",
 		Short: "Print a complete Envoy config for the service's configuration",
@@ -66,20 +67,26 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 				return err
 			}
 			var text []byte
+			switch changed := cmd.Flags().Changed; {
+			case changed("canary"):
+				proxy.Canary = &share
+			case !dynamic && (changed("canary-header") || changed("canary-user-header")):
+				return errors.New("--canary: is not given; write the share of requests, 0 to 100, that is put before the service")
+			}
 			if shadow.snippet {
 				if text, err = envoy.ShadowSnippet(proxy); err != nil {
 					return err
 				}
 			} else if dynamic {
-				for _, flag := range []string{"envoy-listen", "route", "body-mode"} {
+				for _, flag := range []string{"envoy-listen", "route", "body-mode", "canary", "canary-header", "canary-user-header"} {
 					if cmd.Flags().Changed(flag) {
-						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, strings.ReplaceAll(flag, "-", "_"))
+						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, keyOf(flag))
 					}
 				}
 				if err := agreesWithXDS(cfg, proxy); err != nil {
 					return err
 				}
-				proxy.BodyMode = envoy.BodyMode(cfg.XDS.BodyMode)
+				proxy.BodyMode, proxy.Canary = envoy.BodyMode(cfg.XDS.BodyMode), cfg.XDS.Canary.Envoy()
 				m, err := managementForEnvoy(cfg, proxy, xdsAddresses, protocol, node)
 				if err != nil {
 					return err
@@ -105,6 +112,9 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringSliceVar(&services, "service", nil, "`addresses` at which Envoy reaches the service and its standbys, in order of priority (default: server.services, else the service's own --listen)")
 	flags.StringVar(&route, "route", string(envoy.RouteOverrideHost), "how Envoy is told the choice: override-host or cluster-header")
 	flags.StringVar(&bodyMode, "body-mode", string(envoy.BodyBuffered), "how Envoy shows the service requests: buffered, or full-duplex as gateways with an InferencePool do")
+	flags.IntVar(&share.Percent, "canary", 0, "put this `percentage` of the requests before the service, and leave the others to Envoy; POST /runtime_modify?canary.fraction=N at Envoy's admin interface changes it")
+	flags.StringVar(&share.Header, "canary-header", "", "with --canary: `\"name: value\"` of requests that are put before the service whatever the percentage")
+	flags.StringVar(&share.UserHeader, "canary-user-header", "", "with --canary: `name` of a header by which all requests of a user are on one side")
 	secure.register(flags)
 	shadow.register(flags)
 	flags.BoolVar(&dynamic, "xds", false, "let Envoy ask the service for listeners, routes, clusters and endpoints (xds.listen)")
@@ -112,6 +122,19 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")
 	flags.StringVar(&node, "node", "envoy", "with --xds: `name` of this Envoy, as /status of the service shows it")
 	return cmd
+}
+
+// keyOf is the key below xds that a flag stands for.
+func keyOf(flag string) string {
+	switch flag {
+	case "canary":
+		return "canary.percent"
+	case "canary-header":
+		return "canary.header"
+	case "canary-user-header":
+		return "canary.user_header"
+	}
+	return strings.ReplaceAll(flag, "-", "_")
 }
 
 // staticBootstrap is a config with everything in it.

@@ -87,6 +87,7 @@ func (s *service) bindManagement(ctx context.Context, registry prometheus.Regist
 	}
 	resources := envoy.Config{Listen: s.cfg.XDS.EnvoyListen, Route: envoy.Route(s.cfg.XDS.Route), BodyMode: envoy.BodyMode(s.cfg.XDS.BodyMode)}
 	resources.Shadow = shadowByXDS(s.cfg.XDS.Shadow)
+	resources.Canary = s.cfg.XDS.Canary.Envoy()
 	reachServices(s.cfg, nil, &resources)
 	if err := serviceForEnvoy(s.cfg, &resources); err != nil {
 		return err

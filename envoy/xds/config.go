@@ -32,10 +32,37 @@ type Config struct {
 	// only show the service the requests; their bootstrap needs --shadow too. Empty:
 	// the service chooses.
 	Shadow string `yaml:"shadow"`
+	// Canary lets Envoys share requests out themselves: some are put before the
+	// service, the others never meet it.
+	Canary CanaryConfig `yaml:"canary"`
 	// Linger is how long the cluster of a removed engine stays, for requests whose
 	// choice was made before. It must be longer than Envoy waits for a choice,
 	// half a second more than server.decision_deadline.
 	Linger time.Duration `yaml:"linger"`
+}
+
+// CanaryConfig is what each Envoy begins with. POST /runtime_modify at its admin
+// interface changes it, until it is restarted.
+type CanaryConfig struct {
+	// Enabled lets Envoys share out. Their bootstrap must be printed anew then, with
+	// the runtime by which that can be changed.
+	Enabled bool `yaml:"enabled"`
+	// Percent is the share that is put before the service: 0 to 100.
+	Percent int `yaml:"percent"`
+	// Header is "name: value" of requests that are, whatever the share; without a
+	// colon any value counts. Empty: none.
+	Header string `yaml:"header"`
+	// UserHeader names a header by whose value requests are shared out, so that all of
+	// a user's are on one side; empty: each by itself.
+	UserHeader string `yaml:"user_header"`
+}
+
+// Envoy is the canary as Envoy is told it; nil where there is none.
+func (c CanaryConfig) Envoy() *envoy.Canary {
+	if !c.Enabled {
+		return nil
+	}
+	return &envoy.Canary{Percent: c.Percent, Header: c.Header, UserHeader: c.UserHeader}
 }
 
 // DefaultConfig is what holds where the operator says nothing.
@@ -70,6 +97,9 @@ func (c Config) Validate(path string) error {
 		faults = append(faults, fmt.Errorf("%s.shadow: %q is unknown; write %s, %s, or nothing where the service chooses", path, c.Shadow, envoy.LeastRequest, envoy.RoundRobin))
 	case c.Shadow != "" && c.Route == string(envoy.RouteClusterHeader):
 		faults = append(faults, fmt.Errorf("%s.route: is %s, but with %s.shadow nobody is told a choice; write %s", path, c.Route, path, envoy.RouteOverrideHost))
+	}
+	if err := c.Canary.Envoy().Validate(path + ".canary"); err != nil {
+		faults = append(faults, err)
 	}
 	if c.Linger <= 0 {
 		faults = append(faults, fmt.Errorf("%s.linger: is %s; write a duration above zero, such as 10s", path, c.Linger))

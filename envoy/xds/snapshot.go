@@ -8,6 +8,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
@@ -32,7 +33,7 @@ func snapshot(cfg envoy.Config, s stage) (*cache.Snapshot, error) {
 		items []types.Resource
 	}{
 		{types.Cluster, each(cfg.Clusters(s.clusters), func(c *clusterv3.Cluster) types.Resource { return c })},
-		{types.Endpoint, []types.Resource{cfg.Assignment(s.endpoints)}},
+		{types.Endpoint, each(cfg.Assignments(s.endpoints), func(a *endpointv3.ClusterLoadAssignment) types.Resource { return a })},
 		{types.Listener, each(cfg.Listeners(), func(l *listenerv3.Listener) types.Resource { return l })},
 		{types.Route, []types.Resource{cfg.Routes(s.routes)}},
 	} {

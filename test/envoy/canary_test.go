@@ -111,8 +111,8 @@ func (s *survey) answered(t *testing.T, n int) {
 	}
 }
 
-// share checks a count of n independent draws with probability p: chance gives one
-// so far from its mean once in two million times, on its side.
+// share checks a count of n independent draws with probability p. All such checks
+// of a run of these tests together, some 25, fail by chance once in a million runs.
 func share(t *testing.T, what string, count, n int, p float64) {
 	t.Helper()
 	b := distuv.Binomial{N: float64(n), P: p}
@@ -120,7 +120,7 @@ func share(t *testing.T, what string, count, n int, p float64) {
 	if float64(count) > b.Mean() {
 		tail = 1 - b.CDF(float64(count-1))
 	}
-	if tail < 5e-7 {
+	if tail < 2e-8 {
 		t.Errorf("%s: %d of %d, want some %.0f", what, count, n, b.Mean())
 	}
 }

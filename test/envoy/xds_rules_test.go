@@ -142,7 +142,7 @@ func TestHealthyEngineIsRemoved(t *testing.T) {
 		}}
 		version++
 		snapshot, err := cache.NewSnapshot(string(rune('0'+version)), map[resource.Type][]types.Resource{
-			resource.ClusterType: {clusters[0]}, resource.EndpointType: {c.Assignment(members)},
+			resource.ClusterType: {clusters[0]}, resource.EndpointType: {c.Assignments(members)[0]},
 			resource.ListenerType: {c.Listeners()[0]}, resource.RouteType: {c.Routes(members)},
 		})
 		if err != nil {
