@@ -125,7 +125,7 @@ func (r replies) bound(m *extprocv3.HeaderMutation, d *scoring.Decision) {
 			return
 		}
 	}
-	m.RemoveHeaders = append(slices.Clip(m.RemoveHeaders), envoy.HeaderTryTimeout, envoy.HeaderMaxRetries)
+	m.RemoveHeaders = append(slices.Clip(m.GetRemoveHeaders()), envoy.HeaderTryTimeout, envoy.HeaderMaxRetries)
 }
 
 // Rescue is what became of the tries of one request so far.
