@@ -302,13 +302,7 @@ func fromYAML(t *testing.T, text string, to proto.Message) {
 	if err := yaml.Unmarshal([]byte(text), &v); err != nil {
 		t.Fatal(err)
 	}
-	asJSON, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := protojson.Unmarshal(asJSON, to); err != nil {
-		t.Fatal(err)
-	}
+	fromObject(t, v, to)
 }
 
 // The printed EnvoyFilter does its work, and leaves other routes alone.
