@@ -44,6 +44,18 @@ help: ## list the targets
 build: .tools/stamp/libzmq ## compile bin/firsttoken
 	@$(WITH_NATIVE) go build $(BUILDVCS) -o bin/firsttoken ./cmd/firsttoken
 
+# The name of the image, and the platform's own container engine.
+IMAGE ?= firsttoken:dev
+
+.PHONY: image
+image: ## build the container image (IMAGE=firsttoken:dev) with docker or podman
+	@for engine in docker podman; do \
+		if $$engine info >/dev/null 2>&1; then \
+			exec $$engine build --tag "$(IMAGE)" --build-arg VERSION="$$(git rev-parse --short HEAD 2>/dev/null || echo dev)" .; \
+		fi; \
+	done; \
+	echo "make image needs docker or podman, and neither answers here: install one, or start its daemon (docker info says why)" >&2; exit 1
+
 .PHONY: demo
 demo: build .tools/envoy ## play the whole service on this machine (KEEP=1: and leave it up)
 	@bin/firsttoken demo --envoy .tools/envoy $(if $(KEEP),--keep)
