@@ -50,6 +50,7 @@ func newRootCommand() *cobra.Command {
 		newExperimentsCommand(),
 		newExplainCommand(),
 		newKeysCommand(),
+		newReportCommand(),
 		newServeCommand(),
 		newSimulateCommand(),
 		newStatusCommand(),
