@@ -92,7 +92,9 @@ func (s *Server) follow(d *scoring.Decision) *tries {
 	}
 	t := &tries{plan: p, server: s, id: d.ID, booking: d.Reservation, number: 1, at: p.endpoints[0], began: time.Now()}
 	t.booking.Await(time.Duration(len(p.endpoints)) * (p.deadline + time.Second))
+	t.mu.Lock()
 	t.timer = time.AfterFunc(p.deadline+timerGrace, t.due) // ends by itself; stopped at the first token
+	t.mu.Unlock()
 	s.followed.add(t)
 	s.metrics.deadline.Observe(p.deadline.Seconds())
 	s.tellRescue(t.id, Rescue{Deadline: p.deadline, Tries: 1})
