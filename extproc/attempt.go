@@ -60,8 +60,8 @@ func (s *Server) try(conn conn, first *extprocv3.ProcessingRequest) error {
 	if id := decisionID(first.GetMetadataContext().GetFilterMetadata()[envoy.Metadata]); id != "" {
 		a.booking, a.tries = s.picker.Find(id), s.followed.find(id)
 	}
-	s.metrics.streams.WithLabelValues(string(phaseTry)).Inc()
-	defer s.metrics.streams.WithLabelValues(string(phaseTry)).Dec()
+	s.metrics.streamsIn[phaseTry].Inc()
+	defer s.metrics.streamsIn[phaseTry].Dec()
 	defer a.leave()
 	for msg := first; ; {
 		done, err := a.take(msg)

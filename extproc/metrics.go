@@ -166,7 +166,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.stageByName[s] = m.stages.WithLabelValues(string(s))
 	}
 	m.streamsIn = map[phase]prometheus.Gauge{}
-	for _, p := range []phase{phaseReceiving, phaseDeciding, phaseHeld, phaseWaiting, phaseAnswering} {
+	for _, p := range []phase{phaseReceiving, phaseDeciding, phaseHeld, phaseWaiting, phaseAnswering, phaseTry} {
 		m.streamsIn[p] = m.streams.WithLabelValues(string(p))
 	}
 	reg.MustRegister(m.ttft, m.estimate, m.errorShare, m.errorTime, m.stages, m.decisions, m.tokens, m.cached,
