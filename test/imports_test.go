@@ -50,6 +50,7 @@ var arrows = []arrow{
 	{"tracing", nil, "where spans go; who makes them is not its business"},
 	{"certificate", nil, "how a port speaks TLS, whatever it serves"},
 	{"hub", nil, "files of a model, whoever wants them"},
+	{"migrate", nil, "another router's settings become text; what that text means to us is checked where all of it is known"},
 	{"discovery", []string{"scoring"}, "endpoints are found without regard to who asks for them"},
 	{"simulator", []string{"scoring"}, "the step model of an engine is arithmetic over tokens, with its own clock"},
 	{"simulator/trace", []string{"proto/firsttoken/v1"}, "files of others and our own decision records become requests; who replays them is not its business"},

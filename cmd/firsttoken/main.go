@@ -51,6 +51,7 @@ func newRootCommand() *cobra.Command {
 		newExplainCommand(),
 		newKeysCommand(),
 		newReportCommand(),
+		newMigrateCommand(),
 		newServeCommand(),
 		newSimulateCommand(),
 		newStatusCommand(),
