@@ -546,6 +546,7 @@ func FuzzEncode(f *testing.F) {
 		`{"messages":[{"role":"assistant","content":[{"type":"text","text":"a"}],"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":[]}"}}]}],"add_generation_prompt":false,"continue_final_message":true}`,
 		`{"messages":[{"role":"developer","content":"\ud800"},{"role":"system","content":null}],"chat_template_kwargs":{"tools":[{}]},"documents":[{"a":"b"}]}`,
 		`{"prompt":[[1,2],[3.0,"4"]],"truncate_prompt_tokens":1,"truncation_side":"right"}`,
+		`{"user":"\u00e4","prompt":"x","user":-1.5e300}`,
 		`{"prompt":["a","b"],"n":2,"max_tokens":null,"truncate_prompt_tokens":-1}`,
 		`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:x"}},{"type":"text","text":"t"}]}],"reasoning_effort":"low"}`,
 	} {
@@ -560,7 +561,7 @@ func FuzzEncode(f *testing.F) {
 		if chat {
 			path = chatPath
 		}
-		p, err := e.Encode(t.Context(), prompt.Request{Path: path, Body: body})
+		p, err := e.Encode(t.Context(), prompt.Request{Path: path, SessionKey: "user", Body: body})
 		var fault *prompt.RequestError
 		switch {
 		case err == nil && p == nil, err != nil && (!errors.As(err, &fault) || p != nil):
@@ -570,6 +571,9 @@ func FuzzEncode(f *testing.F) {
 				t.Fatal(err)
 			}
 			return
+		}
+		if len(p.Session) > 256 {
+			t.Fatalf("a session of %d bytes", len(p.Session))
 		}
 		for _, s := range p.Sequences {
 			if s.Copies < 1 || s.Length < 1 || s.Usable > s.Length || s.Usable > scoring.Tokens(len(s.TokenIDs)) {

@@ -20,8 +20,8 @@ type Config struct {
 	// qps where fewest were sent in the last minute; roundrobin takes turns; random
 	// draws.
 	Policy string `yaml:"policy"`
-	// Models are settings for some models alone, by the name that clients ask for or
-	// the engine's own.
+	// Models are settings for some models alone, by the name that clients ask for, an
+	// alias or not, or by the engine's own.
 	Models map[string]ModelConfig `yaml:"models"`
 	// AttentionTokens is the prompt length from which on a token's attention
 	// costs more than the model's linear layers: 2*params/(4*layers*heads*head_dim),
@@ -60,6 +60,17 @@ type ModelConfig struct {
 	Policy string `yaml:"policy"`
 }
 
+// ModelPolicies are the policies of models that have one of their own.
+func (c Config) ModelPolicies() map[string]string {
+	own := make(map[string]string)
+	for model, m := range c.Models {
+		if m.Policy != "" {
+			own[model] = m.Policy
+		}
+	}
+	return own
+}
+
 // DefaultConfig is what holds where the operator says nothing.
 func DefaultConfig() Config {
 	return Config{
@@ -81,12 +92,10 @@ func (c Config) Validate(path string) error {
 		faults = append(faults, fmt.Errorf("%s.policy: %w", path, err))
 	}
 	held := c.Policy == PolicyTTFT
-	for _, model := range slices.Sorted(maps.Keys(c.Models)) {
-		id := c.Models[model].Policy
+	own := c.ModelPolicies()
+	for _, model := range slices.Sorted(maps.Keys(own)) {
+		id := own[model]
 		held = held || id == PolicyTTFT
-		if id == "" {
-			continue
-		}
 		if err := CheckPolicy(id); err != nil {
 			faults = append(faults, fmt.Errorf("%s.models.%s.policy: %w", path, model, err))
 		}

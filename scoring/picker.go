@@ -137,11 +137,14 @@ func (p *Picker) recall(d *Decision, endpoints []Endpoint) {
 }
 
 // policyOf is the id of the policy that ranks a request: its own, else that of the
-// model by the name it asked for, else by the endpoints' own name for it, else the
-// configured one.
+// model by the alias or name it asked for, else by the endpoints' own name for it,
+// else the configured one.
 func (p *Picker) policyOf(prompt *Prompt, ready []Endpoint) string {
-	for _, id := range []string{prompt.Policy, p.models[prompt.Model].Policy, p.models[ready[0].pool()].Policy} {
-		if p.policies[id] != nil {
+	if p.policies[prompt.Policy] != nil {
+		return prompt.Policy
+	}
+	for _, name := range []string{prompt.Alias, prompt.Model, ready[0].pool()} {
+		if id := p.models[name].Policy; id != "" && p.policies[id] != nil {
 			return id
 		}
 	}

@@ -303,7 +303,7 @@ func (s *scenario) engine(name string, args []string) {
 }
 
 // route takes tokens=N[,N...] own=N (tokens of this request alone, behind each of
-// the former) model=M salt=S n=N policy=ID session=S arm=A only=NAME[,NAME...] xTIMES
+// the former) model=M alias=A salt=S n=N policy=ID session=S arm=A only=NAME[,NAME...] xTIMES
 // plain nocache none estimated (no token ids; after tokens).
 func (s *scenario) route(args []string) {
 	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "x") }); i >= 0 {
@@ -339,6 +339,8 @@ func (s *scenario) route(args []string) {
 			prompt.Salt = value
 		case "model":
 			prompt.Model = value
+		case "alias":
+			prompt.Alias = value
 		case "policy":
 			prompt.Policy = value
 		case "session":

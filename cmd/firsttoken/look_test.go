@@ -108,7 +108,9 @@ func TestExplainKnowsSessions(t *testing.T) {
 	cfg.Scoring.Models = map[string]scoring.ModelConfig{"m": {Policy: scoring.PolicySession}}
 	s, b := runService(t, cfg, slog.New(slog.DiscardHandler))
 	awaitServing(t, dial(t, b.Listen))
-	awaitStatus(t, b, func(s status) bool { return s.Fleet[0].Ready && s.Fleet[1].Ready })
+	awaitStatus(t, b, func(s status) bool {
+		return s.Fleet[0].Ready && s.Fleet[1].Ready && s.ModelPolicies["m"] == scoring.PolicySession
+	})
 
 	explain := func(body string, more ...string) string {
 		out, err := runCommand(t, body, append([]string{"explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-"}, more...)...)

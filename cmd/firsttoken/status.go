@@ -22,6 +22,8 @@ type status struct {
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
 	Policy  string    `json:"policy"`
+	// ModelPolicies are the policies of models that have one of their own.
+	ModelPolicies map[string]string `json:"model_policies,omitempty"`
 	// Choosing says whether the service makes choices, or Envoy.
 	Choosing choosingStatus `json:"choosing"`
 	// Arms are those that requests are shared out to.
@@ -207,16 +209,17 @@ func (s *service) status() status {
 		owed[e.Endpoint.ID] = e
 	}
 	view := status{
-		Version:      version(),
-		Started:      s.started,
-		Policy:       s.cfg.Scoring.Policy,
-		Choosing:     s.choosing.view(),
-		Arms:         []armStatus{},
-		Models:       []modelStatus{},
-		Fleet:        []endpointStatus{},
-		OpenBookings: ledger.Open,
-		Held:         ledger.Held,
-		Pools:        make(map[string]poolStatus, len(ledger.Pools)),
+		Version:       version(),
+		Started:       s.started,
+		Policy:        s.cfg.Scoring.Policy,
+		ModelPolicies: s.cfg.Scoring.ModelPolicies(),
+		Choosing:      s.choosing.view(),
+		Arms:          []armStatus{},
+		Models:        []modelStatus{},
+		Fleet:         []endpointStatus{},
+		OpenBookings:  ledger.Open,
+		Held:          ledger.Held,
+		Pools:         make(map[string]poolStatus, len(ledger.Pools)),
 	}
 	for _, arm := range s.arms.Load().Arms {
 		view.Arms = append(view.Arms, armStatus(arm))

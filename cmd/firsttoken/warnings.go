@@ -56,8 +56,9 @@ func (c config) bySession() string {
 	if c.Scoring.Policy == scoring.PolicySession {
 		return "scoring.policy"
 	}
-	for _, model := range slices.Sorted(maps.Keys(c.Scoring.Models)) {
-		if c.Scoring.Models[model].Policy == scoring.PolicySession {
+	own := c.Scoring.ModelPolicies()
+	for _, model := range slices.Sorted(maps.Keys(own)) {
+		if own[model] == scoring.PolicySession {
 			return "scoring.models." + model + ".policy"
 		}
 	}
