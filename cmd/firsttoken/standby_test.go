@@ -108,6 +108,15 @@ func startGateway(t *testing.T, bootstrap []byte) string {
 // before are cached.
 func TestStandbyIsWarm(t *testing.T) {
 	requireTokenizer(t)
+	t.Run("static", func(t *testing.T) { testStandbyIsWarm(t, false) })
+	t.Run("xDS", func(t *testing.T) { testStandbyIsWarm(t, true) })
+}
+
+// testStandbyIsWarm does so with an Envoy that has its configuration from a file,
+// or from both services.
+func testStandbyIsWarm(t *testing.T, dynamic bool) {
+	t.Helper()
+	t.Parallel()
 	type section = map[string]any
 	var endpoints []section
 	for range 2 {
@@ -130,7 +139,10 @@ func TestStandbyIsWarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := yaml.Marshal(section{
-		"server": section{"listen": "127.0.0.1:0"}, "admin": section{"listen": "127.0.0.1:0"}, "endpoints": endpoints,
+		// Envoy is told by flags where they are; how many there are, by the services.
+		"server": section{"listen": "127.0.0.1:0", "services": []string{"127.0.0.1:9002", "127.0.0.2:9002"}},
+		"xds":    section{"listen": "127.0.0.1:0", "envoy_listen": "127.0.0.1:0"},
+		"admin":  section{"listen": "127.0.0.1:0"}, "endpoints": endpoints,
 		"lmcache": section{"enabled": false},
 		"prompt":  section{"models": []section{{"name": drillModel, "tokenizer": tokenizer}}},
 	})
@@ -152,8 +164,13 @@ func TestStandbyIsWarm(t *testing.T) {
 		awaitServing(t, dial(t, b.Listen))
 		processes, services = append(processes, cmd), append(services, b)
 	}
-	_, out := program(t, "envoy", "bootstrap", "--config", file, "--service", services[0].Listen+","+services[1].Listen,
-		"--envoy-listen", "127.0.0.1:0", "--envoy-admin", "127.0.0.1:0")
+	args := []string{"envoy", "bootstrap", "--config", file, "--service", services[0].Listen + "," + services[1].Listen, "--envoy-admin", "127.0.0.1:0"}
+	if dynamic {
+		args = append(args, "--xds", "--xds-address", services[0].XDS+","+services[1].XDS)
+	} else {
+		args = append(args, "--envoy-listen", "127.0.0.1:0")
+	}
+	_, out := program(t, args...)
 	bootstrap, err := io.ReadAll(out)
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +206,7 @@ func TestStandbyIsWarm(t *testing.T) {
 		var view status
 		get(t, b, "/status", &view)
 		for _, row := range view.KVEvents {
-			n += int(row.Blocks["gpu"])
+			n += row.Blocks["gpu"]
 		}
 		return n
 	}
