@@ -121,10 +121,11 @@ func health(name string, interval time.Duration) []*corev3.HealthCheck {
 }
 
 // pings find a process that hangs, where nothing else would: on connections whose
-// streams have no timeout of their own.
+// streams have no timeout of their own. One that a busy machine stops for a moment
+// must not lose what it was asked.
 func pings() *corev3.Http2ProtocolOptions {
 	return &corev3.Http2ProtocolOptions{
-		ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(2 * time.Second)},
+		ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(4 * time.Second)},
 	}
 }
 

@@ -23,7 +23,7 @@ func TestFullDuplex(t *testing.T) {
 	c := config(s, engines...)
 	c.BodyMode = envoy.BodyFullDuplex
 	p := startEnvoy(t, c)
-	for _, prompt := range []string{"hello", strings.Repeat("a long one ", 400_000)} {
+	for _, prompt := range []string{"hello", strings.Repeat("a long one ", 40_000)} {
 		for range 2 {
 			resp := post(t, p, completion(prompt))
 			d := next(t, "decision", s.events.decided)
@@ -57,7 +57,7 @@ func TestFullDuplexRetries(t *testing.T) {
 	c.BodyMode = envoy.BodyFullDuplex
 	p := startEnvoy(t, c)
 	const n = 40
-	if failed := parallel(t, p, n, completion(strings.Repeat("word ", 100_000))); len(failed) > 0 {
+	if failed := parallel(t, p, n, completion(strings.Repeat("word ", 20_000))); len(failed) > 0 {
 		t.Errorf("%d of %d failed, the first: %s", len(failed), n, failed[0])
 	}
 	for range n {
