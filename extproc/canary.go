@@ -58,8 +58,11 @@ func (st *stream) readArms(headers *corev3.HeaderMap) {
 }
 
 // assign puts a request into its arm, if it has any, and reports whether Envoy
-// picks there.
+// picks there. What is only shown to us has none: somebody else serves it.
 func (st *stream) assign(p *scoring.Prompt) (left bool) {
+	if st.dialect.observed {
+		return false
+	}
 	split := st.arm.split
 	if split == nil {
 		split = st.split.Load()

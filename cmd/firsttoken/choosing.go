@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,7 +28,9 @@ type choosing struct {
 	// what was decided hold.
 	file  string
 	apply func(choose bool)
-	log   *slog.Logger
+	// caution says what Envoy cannot do in the service's place; empty: nothing.
+	caution string
+	log     *slog.Logger
 
 	// mu guards the following fields. It is held while apply is called, so that what
 	// holds is what was said last.
@@ -49,13 +52,15 @@ type choosingStatus struct {
 	Since time.Time `json:"since"`
 	// OffFile is the file whose presence turns choosing off; empty: none.
 	OffFile string `json:"off_file"`
+	// Caution says what Envoy cannot do in the service's place.
+	Caution string `json:"caution,omitempty"`
 	// Fault is why that file could not be looked at; what was found before holds.
 	Fault string `json:"fault,omitempty"`
 }
 
 // newChoosing is a switch that is on, unless the file is there.
-func newChoosing(file string, apply func(bool), log *slog.Logger) *choosing {
-	c := &choosing{file: file, apply: apply, log: log, since: time.Now()}
+func newChoosing(cfg config, apply func(bool), log *slog.Logger) *choosing {
+	c := &choosing{file: cfg.Server.OffFile, apply: apply, caution: cfg.caution(), log: log, since: time.Now()}
 	c.look()
 	return c
 }
@@ -113,7 +118,7 @@ func (c *choosing) changeLocked(means string, f func()) {
 		c.log.Warn("choosing again", "by", means)
 		return
 	}
-	c.log.Warn("told to make no choices: every request is left to Envoy", "by", means)
+	c.log.Warn("told to make no choices: every request is left to Envoy", "by", means, "caution", now.Caution)
 }
 
 // view is who chooses.
@@ -125,7 +130,7 @@ func (c *choosing) view() choosingStatus {
 
 // viewLocked is view. Caller must hold mu.
 func (c *choosing) viewLocked() choosingStatus {
-	v := choosingStatus{OffBy: []string{}, Since: c.since, OffFile: c.file, Fault: c.fault}
+	v := choosingStatus{OffBy: []string{}, Since: c.since, OffFile: c.file, Caution: c.caution, Fault: c.fault}
 	if c.by != "" {
 		v.OffBy = append(v.OffBy, c.by)
 	}
@@ -134,6 +139,25 @@ func (c *choosing) viewLocked() choosingStatus {
 	}
 	v.Choosing = len(v.OffBy) == 0
 	return v
+}
+
+// caution says what Envoy cannot do in the service's place, as far as the
+// configuration tells; empty: nothing.
+func (c config) caution() string {
+	var list []string
+	if len(c.Aliases) > 0 {
+		list = append(list, "requests for an alias keep it, which no engine knows (aliases)")
+	}
+	served := map[string]bool{}
+	for _, e := range c.Endpoints {
+		for _, model := range e.Models {
+			served[model] = true
+		}
+	}
+	if len(served) > 1 {
+		list = append(list, "Envoy does not tell models apart and sends requests to engines that do not serve theirs (endpoints[].models)")
+	}
+	return strings.Join(list, "; ")
 }
 
 // fileInterval is how soon the file counts. A look costs some microseconds.

@@ -239,7 +239,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	})
 	s.setArms(cfg.Canary)
 	// Before the first request: a file that is there turns it off.
-	s.choosing = newChoosing(cfg.Server.OffFile, s.server.SetChoosing, log)
+	s.choosing = newChoosing(cfg, s.server.SetChoosing, log)
 	s.admin = &admin{
 		registry: registry, journal: journal, status: s.status, choosing: s.choosing, log: log,
 		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit, ready: s.server.Ready,
