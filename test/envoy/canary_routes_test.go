@@ -122,16 +122,26 @@ func TestCanaryByUser(t *testing.T) {
 	v := newSurvey(t, p)
 	v.ask(users*each, as)
 	v.answered(t, users*each)
-	inside := 0
+	in := map[string]bool{}
 	for user, seen := range v.users {
 		if len(seen) != 1 {
 			t.Errorf("%s was on both sides", user)
 		}
 		if seen[" true"] {
-			inside++
+			in[user] = true
 		}
 	}
-	share(t, "users", inside, users, 0.3)
+	share(t, "users", len(in), users, 0.3)
+	p.modify(t, "canary.users.pool=60&canary.users.plain=40")
+	raised := newSurvey(t, p)
+	raised.ask(users, as)
+	raised.answered(t, users)
+	share(t, "users of a share that was raised", raised.chosen, users, 0.6)
+	for user := range in {
+		if !raised.users[user][" true"] {
+			t.Errorf("%s left when the share was raised", user)
+		}
+	}
 
 	anybody := newSurvey(t, p)
 	anybody.ask(300, nil)
