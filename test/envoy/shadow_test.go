@@ -294,3 +294,26 @@ func withSnippet(t *testing.T, c envoy.Config) []byte {
 	}
 	return config
 }
+
+// By xDS the same: engines come and go, and Envoy chooses by itself.
+func TestShadowByXDS(t *testing.T) {
+	first, second := startEngine(t), startEngine(t)
+	s := startService(t, scoring.PolicyTTFT, first, second)
+	c := watching(s, envoy.RoundRobin)
+	m := startManagement(t, c, "127.0.0.1:0")
+	told := &pool{service: s, management: m}
+	told.add(first, second)
+	p := startDynamicEnvoy(t, c, m, envoy.StateOfTheWorld)
+	const n = 40
+	if failed := parallel(t, p, n, completion("hello")); len(failed) > 0 {
+		t.Fatalf("%d of %d requests failed, the first: %s", len(failed), n, failed[0])
+	}
+	for range n {
+		if d := next(t, "decision", s.events.decided); !d.Shadow.Placed {
+			t.Error("a request is placed nowhere")
+		}
+	}
+	if first.requests.Load() != n/2 || second.requests.Load() != n/2 {
+		t.Errorf("round robin gave %d and %d of %d", first.requests.Load(), second.requests.Load(), n)
+	}
+}
