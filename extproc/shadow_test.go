@@ -44,9 +44,9 @@ func shadowCount(f *fixture, result string) float64 {
 	return testutil.ToFloat64(f.metrics.shadowDecisions.WithLabelValues(result))
 }
 
-// poolReady is the record of a request that was sent to an endpoint just now.
-func poolReady(request, ip string) *datav3.HTTPAccessLogEntry {
-	r := over(request, ip)
+// poolReady is the record of the request r that was sent to an endpoint just now.
+func poolReady(ip string) *datav3.HTTPAccessLogEntry {
+	r := over("r", ip)
 	r.CommonProperties.AccessLogType = datav3.AccessLogType_UpstreamPoolReady
 	r.Response = nil
 	return r
@@ -148,11 +148,11 @@ func TestShadowByAccessLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, pool(3))
 		c := f.shown(t, "r", "{ plain }")
-		f.record(poolReady("r", "10.0.0.3"))
+		f.record(poolReady("10.0.0.3"))
 		if len(f.decided) != 1 || f.decided[0].Endpoint().Address != "10.0.0.3:8000" || f.picker.Stats().Endpoints[2].Waiting != 1 {
 			t.Fatalf("decided %+v", f.decided)
 		}
-		f.record(poolReady("r", "10.0.0.2"))
+		f.record(poolReady("10.0.0.2"))
 		if got := f.picker.Stats().Endpoints; got[1].Waiting+got[1].Decoding != 1 || got[2].Waiting+got[2].Decoding != 0 {
 			t.Errorf("not moved: %+v", got)
 		}
@@ -170,7 +170,7 @@ func TestShadowByAccessLog(t *testing.T) {
 			if c.show(t, reqBody(" a ", false)); len(f.decided) != 0 {
 				t.Fatal("decided before the body has ended")
 			}
-			f.record(poolReady("r", "10.0.0.3"))
+			f.record(poolReady("10.0.0.3"))
 			c.show(t, reqBody("}", true))
 			if len(f.decided) != 1 || f.decided[0].Endpoint().Address != "10.0.0.3:8000" {
 				t.Errorf("decided %+v", f.decided)
@@ -182,7 +182,7 @@ func TestShadowByAccessLog(t *testing.T) {
 			f := newFixture(t, pool(2))
 			f.shown(t, "r", "{ a }")
 			f.shown(t, "r", "{ b }")
-			f.record(poolReady("r", "10.0.0.1"))
+			f.record(poolReady("10.0.0.1"))
 			f.record(over("r", "10.0.0.1"))
 			if len(f.decided) != 0 || len(f.ends) != 0 {
 				t.Errorf("%d decisions, %d ends by an id that says nothing", len(f.decided), len(f.ends))

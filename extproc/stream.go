@@ -86,7 +86,7 @@ func (s *Server) process(conn conn) error {
 	if showsRequest(st.dialect, first) {
 		defer st.endShadow()
 		if err := st.beginShadow(); err != nil {
-			return nil //nolint:nilerr // not watched, and counted
+			return nil // not watched, and counted
 		}
 	}
 	for msg := first; ; {

@@ -268,7 +268,8 @@ func recordShadow(r *firsttokenv1.Decision, d *scoring.Decision) {
 		return
 	}
 	at := slices.IndexFunc(d.Candidates, func(c scoring.Candidate) bool { return c.Endpoint.ID == d.Shadow.Choice.Endpoint.ID })
-	r.Candidates[0], r.Candidates[at] = r.Candidates[at], r.Candidates[0]
+	candidates := r.GetCandidates()
+	candidates[0], candidates[at] = candidates[at], candidates[0]
 	noteServed(r, d.Endpoint().Address)
 }
 

@@ -78,12 +78,12 @@ func day() string {
 	), "\n")
 }
 
-func read(t testing.TB, files ...string) *decisions.Records {
-	t.Helper()
+func read(tb testing.TB, files ...string) *decisions.Records {
+	tb.Helper()
 	var r decisions.Records
 	for i, text := range files {
 		if err := r.Add(fmt.Sprintf("%d.jsonl", i), strings.NewReader(text)); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	return &r

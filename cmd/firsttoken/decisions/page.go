@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/firsttoken/firsttoken/simulator/report"
@@ -31,11 +32,11 @@ func (r *Records) sections(f Figures) []section {
 		{"files", strings.Join(r.Files, ", ")},
 		{"from", f.From.UTC().Format("2006-01-02 15:04:05")},
 		{"to", f.To.UTC().Format("2006-01-02 15:04:05")},
-		{"requests", fmt.Sprint(r.Read)},
-		{"of them shadow (somebody else chose)", fmt.Sprint(shadow)},
-		{"left out: read before", fmt.Sprint(r.Doubled)},
-		{"left out: not ended", fmt.Sprint(r.Open)},
-		{"left out: bad lines", fmt.Sprint(r.Bad)},
+		{"requests", strconv.Itoa(r.Read)},
+		{"of them shadow (somebody else chose)", strconv.Itoa(shadow)},
+		{"left out: read before", strconv.Itoa(r.Doubled)},
+		{"left out: not ended", strconv.Itoa(r.Open)},
+		{"left out: bad lines", strconv.Itoa(r.Bad)},
 	}}
 	for _, fault := range r.Faults {
 		read.Text = append(read.Text, "Bad line: "+fault.String())
@@ -66,11 +67,11 @@ func (r *Records) sections(f Figures) []section {
 			by = "somebody else (shadow)"
 		}
 		of := []string{cell(g.Model), cell(g.Policy), cell(g.Arm)}
-		caches.Rows = append(caches.Rows, append(of[:3:3], by, fmt.Sprint(g.Requests), fmt.Sprintf("%.0f", g.Tokens),
+		caches.Rows = append(caches.Rows, append(of[:3:3], by, strconv.Itoa(g.Requests), fmt.Sprintf("%.0f", g.Tokens),
 			share(g.Compared > 0, g.ChoiceHits), share(g.Compared > 0, g.ServedHits), share(g.Placed > 0, float64(g.Agreed)/float64(g.Placed))))
 		m, e := g.Measured > 0, g.Estimated > 0
-		times.Rows = append(times.Rows, append(of[:3:3], fmt.Sprint(g.Measured), figure(m, g.P50), figure(m, g.P95), figure(m, g.P99),
-			fmt.Sprint(g.Estimated), share(e, g.ErrorMedian), share(e, g.ErrorP90), signed(e, g.Bias), figure(g.Shadow && g.Placed > 0, g.Gain)))
+		times.Rows = append(times.Rows, append(of[:3:3], strconv.Itoa(g.Measured), figure(m, g.P50), figure(m, g.P95), figure(m, g.P99),
+			strconv.Itoa(g.Estimated), share(e, g.ErrorMedian), share(e, g.ErrorP90), signed(e, g.Bias), figure(g.Shadow && g.Placed > 0, g.Gain)))
 	}
 	balance := section{
 		Title: "Endpoints",
@@ -80,12 +81,12 @@ func (r *Records) sections(f Figures) []section {
 	}
 	for _, e := range f.Endpoints {
 		balance.Rows = append(balance.Rows, []string{
-			cell(e.Name), fmt.Sprint(e.Served), percent(e.Share), fmt.Sprintf("%.0f", e.Tokens), fmt.Sprintf("%.0f", e.Computed), fmt.Sprint(e.Chosen),
+			cell(e.Name), strconv.Itoa(e.Served), percent(e.Share), fmt.Sprintf("%.0f", e.Tokens), fmt.Sprintf("%.0f", e.Computed), strconv.Itoa(e.Chosen),
 		})
 	}
 	counts := section{Title: "Reasons and outcomes", Head: []string{"", "", "requests"}}
 	for _, c := range f.Counts {
-		counts.Rows = append(counts.Rows, []string{c.Of, cell(c.Value), fmt.Sprint(c.Requests)})
+		counts.Rows = append(counts.Rows, []string{c.Of, cell(c.Value), strconv.Itoa(c.Requests)})
 	}
 	return []section{read, caches, times, balance, counts}
 }
