@@ -16,10 +16,10 @@ import (
 // A request may be restricted to some endpoints: to one by its client, to a
 // subset by the gateway. It goes there or nowhere.
 
-// unknownPin is the error of a client that names an engine there is none of.
-type unknownPin struct{ id string }
+// unknownPinError is that of a client that names an engine there is none of.
+type unknownPinError struct{ id string }
 
-func (e *unknownPin) Error() string { return fmt.Sprintf("no engine has the id %q", e.id) }
+func (e *unknownPinError) Error() string { return fmt.Sprintf("no engine has the id %q", e.id) }
 
 // readSubset keeps the gateway's hint, of whichever message brings it first.
 func (st *stream) readSubset(msg *extprocv3.ProcessingRequest) {
@@ -63,7 +63,7 @@ func (st *stream) restrict(p *scoring.Prompt) error {
 		}
 	}
 	if id != "" && !pinned {
-		return &unknownPin{id}
+		return &unknownPinError{id}
 	}
 	return nil
 }

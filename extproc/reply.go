@@ -239,7 +239,7 @@ func refuse(fault any, code int, details string) *extprocv3.ProcessingResponse {
 // faultOf is the one map from errors to HTTP. endpoints are those of now, for
 // the names of their models; model is the one asked for.
 func faultOf(err error, model string, endpoints []scoring.Endpoint, bodyLimit int) (fault *prompt.RequestError, details string) {
-	var pin *unknownPin
+	var pin *unknownPinError
 	switch {
 	case errors.As(err, &fault):
 		return fault, "firsttoken_bad_request"

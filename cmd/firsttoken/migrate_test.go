@@ -72,7 +72,7 @@ func TestMigratedServes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts Envoy")
 	}
-	engines := []string{simulatedEngine(t), simulatedEngine(t), simulatedEngine(t)}
+	engines := []string{simulatedEngine(t, "m"), simulatedEngine(t, "m"), simulatedEngine(t, "m")}
 	line := func(more string) string {
 		return "python3 -m vllm_router.app --host 0.0.0.0 --port 8001 --service-discovery static " +
 			"--static-backends '" + strings.Join(engines, ",") + "' --static-models m,m,m --static-aliases gpt-4:m --engine-stats-interval 15 " + more
@@ -117,6 +117,42 @@ func TestMigratedServes(t *testing.T) {
 		}
 		if !strings.Contains(m.notes, "--port: by hand: ") || !strings.Contains(m.notes, "--engine-stats-interval: no equal: ") {
 			t.Errorf("said\n%s", m.notes)
+		}
+	})
+	t.Run("models are learnt", func(t *testing.T) {
+		pools := map[string][]string{"m": engines[:2], "n": {simulatedEngine(t, "n"), simulatedEngine(t, "n")}}
+		m := startMigrated(t, "vllm-router --service-discovery static --routing-logic roundrobin --static-aliases other:n --static-backends "+
+			strings.Join(slices.Concat(pools["m"], pools["n"]), ","))
+		poll := time.NewTicker(10 * time.Millisecond)
+		defer poll.Stop()
+		for deadline := time.Now().Add(20 * time.Second); ; <-poll.C {
+			_, text, _ := m.ask(http.MethodGet, "/engines", "")
+			if strings.Count(text, `"serving_models":["`) == 4 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("waited in vain for all models: %s", text)
+			}
+		}
+		if _, text, _ := m.ask(http.MethodGet, "/v1/models", ""); strings.Count(text, `"id":"m"`) != 1 || strings.Count(text, `"id":"n"`) != 1 || !strings.Contains(text, `"id":"other"`) {
+			t.Errorf("/v1/models: %s", text)
+		}
+		for asked, model := range map[string]string{"m": "m", "n": "n", "other": "n"} {
+			served := map[string]bool{}
+			for range 4 {
+				served["http://"+m.served(completion(asked, 10, 0))] = true
+			}
+			for _, e := range pools[model] {
+				if !served[e] {
+					t.Errorf("%s: not served by %s", asked, e)
+				}
+			}
+			if len(served) != 2 {
+				t.Errorf("%s: served by %v", asked, served)
+			}
+		}
+		if status, text, _ := m.ask(http.MethodPost, "/v1/completions", completion("gpt", 10, 0)); status != http.StatusNotFound {
+			t.Errorf("unknown model: %d %s", status, text)
 		}
 	})
 	t.Run("session", func(t *testing.T) {
@@ -207,12 +243,12 @@ func (m *serving) served(body string, headers ...string) string {
 	return header.Get(envoy.HeaderServed)
 }
 
-// simulatedEngine is the base URL of one that serves m until the test ends.
-func simulatedEngine(t *testing.T) string {
+// simulatedEngine is the base URL of one that serves a model until the test ends.
+func simulatedEngine(t *testing.T, model string) string {
 	t.Helper()
 	read, write := io.Pipe()
 	root := newRootCommand()
-	root.SetArgs([]string{"engine", "--model", "m", "--listen", "127.0.0.1:0", "--profile", "3090-7b", "--time-scale", "0.001"})
+	root.SetArgs([]string{"engine", "--model", model, "--listen", "127.0.0.1:0", "--profile", "3090-7b", "--time-scale", "0.001"})
 	root.SetOut(write)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

@@ -13,7 +13,7 @@ import (
 
 // startSurface serves a pool of four engines: two of m, one of n that is not
 // ready, one of o that only prefills.
-func startSurface(t *testing.T, mode string) (*service, *proxy, []*engine) {
+func startSurface(t *testing.T, mode string) (*proxy, []*engine) {
 	t.Helper()
 	engines := []*engine{startEngine(t), startEngine(t), startEngine(t), startEngine(t)}
 	pool := endpoints(engines)
@@ -36,7 +36,7 @@ func startSurface(t *testing.T, mode string) (*service, *proxy, []*engine) {
 	if mode == "FULL_DUPLEX_STREAMED" {
 		trailers = "SEND"
 	}
-	return s, startEnvoyWith(t, withModes(t, config(s, engines...), mode, trailers, "STREAMED")), engines
+	return startEnvoyWith(t, withModes(t, config(s, engines...), mode, trailers, "STREAMED")), engines
 }
 
 // call sends a request and reads its answer.
@@ -64,7 +64,7 @@ func TestStatuses(t *testing.T) {
 	for _, mode := range []string{"BUFFERED", "FULL_DUPLEX_STREAMED"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			_, p, engines := startSurface(t, mode)
+			p, engines := startSurface(t, mode)
 			for _, tt := range []struct {
 				name, method, path, body string
 				status                   int
@@ -122,7 +122,7 @@ func TestOwnAnswers(t *testing.T) {
 	for _, mode := range []string{"BUFFERED", "FULL_DUPLEX_STREAMED", "STREAMED", "NONE"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			_, p, _ := startSurface(t, mode)
+			p, _ := startSurface(t, mode)
 			for _, tt := range []struct {
 				method, path, authorization string
 				ours                        bool
@@ -153,7 +153,7 @@ func TestOwnAnswers(t *testing.T) {
 
 // "X-Request-Id is kept, or made (UUID), passed on to the engine and returned."
 func TestRequestID(t *testing.T) {
-	_, p, engines := startSurface(t, "BUFFERED")
+	p, engines := startSurface(t, "BUFFERED")
 	for _, sent := range []string{"mine", "7d1fa3c2-5a0b-4d9e-9f7e-0123456789ab", ""} {
 		resp, _ := call(t, p, "POST", "/v1/completions?id=first", `{"model":"m","prompt":"x"}`, "x-request-id", sent)
 		at := next(t, "request", engines[0].seen).Get("x-request-id")
