@@ -250,7 +250,7 @@ func TestShadowBesideSwitchAndArms(t *testing.T) {
 		f.SetArms(all)
 		f.SetChoosing(false)
 		c := f.shown(t, "r", "{ a prompt }")
-		f.record(poolReady("r", "10.0.0.2"))
+		f.record(poolReady("10.0.0.2"))
 		c.show(t, with(respBody("data: x\n\n", false), 200, "10.0.0.2:8000"))
 		if len(f.decided) != 1 || f.decided[0].Arm != "" {
 			t.Errorf("told decisions %v", f.decided)
