@@ -2,11 +2,15 @@ package extproc
 
 import (
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // FuzzStream says the messages of ext_proc in any order, in any mode, and ends
@@ -183,4 +187,67 @@ func partAnswered(m *extprocv3.ProcessingResponse) part {
 		return responseBody
 	}
 	return responseTrailers
+}
+
+// FuzzTryStream says the messages of a try in any order: the first byte is the
+// headers' status and the number of the try, each further one a message. No part
+// is answered twice, or a body before its headers; once the access log has told
+// the request's end nothing of it is left.
+func FuzzTryStream(f *testing.F) {
+	f.Add(uint8(0), uint8(1), true, []byte{0, 1})       // a first token
+	f.Add(uint8(0), uint8(3), true, []byte{2, 2, 3, 1}) // announcements before it
+	f.Add(uint8(1), uint8(1), true, []byte{0, 1})       // an error
+	f.Add(uint8(0), uint8(2), false, []byte{0, 5, 4, 0, 6})
+	f.Fuzz(func(t *testing.T, status, number uint8, known bool, order []byte) {
+		fx := newFixture(t, pool(3), func(c *Config, _ *Deps) { c.Rescue.Enabled, c.Rescue.Max = true, time.Hour/2 })
+		d, err := fx.picker.Pick("id", &scoring.Prompt{Model: "m", Streamed: status%2 == 0, Sequences: []scoring.Sequence{{Length: 10, Copies: 1}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fx.follow(d)
+		r := &tried{fixture: fx, id: d.ID}
+		if !known {
+			r.id = "another"
+		}
+		fx.decided = []*scoring.Decision{d}
+		first := r.begins(1, []string{"200", "503", "404", "101", "204", "", "x"}[status%7])
+		first.Attributes["hold"].Fields[envoy.AttributeAttempt] = structpb.NewNumberValue(float64(number))
+		first.Attributes["hold"].Fields[envoy.AttributePath] = structpb.NewStringValue([]string{"/v1/completions", "/v1/responses"}[number%2])
+		first.GetResponseHeaders().EndOfStream = status >= 128
+		c := &script{ctx: t.Context(), end: errCancelled, in: []*extprocv3.ProcessingRequest{first}}
+		for _, kind := range order[:min(len(order), 64)] {
+			c.in = append(c.in, []*extprocv3.ProcessingRequest{
+				respBody("", false), respBody("data: x\n\n", false), respBody("event: response.created\ndata: {}\n\n", false),
+				respBody("rest\n\n", false), respBody("", true), respTrailers(), respHeaders("200", false), completion(), {},
+			}[kind%9])
+		}
+		said := append([]*extprocv3.ProcessingRequest{}, c.in...)
+		_ = fx.process(c)
+		said = said[:len(said)-len(c.in)]
+
+		var asked, answered [6]int
+		for _, m := range said {
+			if p, ok := partOf(m); ok {
+				asked[p]++
+			}
+		}
+		for _, m := range c.out {
+			answered[partAnswered(m)]++
+			if m.GetResponseBody() != nil && answered[responseHeaders] == 0 {
+				t.Error("a body is answered before its headers")
+			}
+		}
+		for p := range asked {
+			if answered[p] > asked[p] {
+				t.Errorf("part %d: %d answers to %d messages", p, answered[p], asked[p])
+			}
+		}
+		if len(fx.tokens) > 1 {
+			t.Errorf("%d first tokens", len(fx.tokens))
+		}
+		fx.record(record(d.ID, "10.0.0.1", 200, nil))
+		if open := fx.picker.Stats().Open; open != 0 || len(fx.followed.byID) != 0 || streamsOpen(t, fx) != 0 {
+			t.Errorf("left: %d bookings, %d followed, %v streams", open, len(fx.followed.byID), streamsOpen(t, fx))
+		}
+	})
 }

@@ -218,11 +218,13 @@ func TestTryMissed(t *testing.T) {
 		miss func(t *testing.T, r *tried)
 	}{
 		{"its stream ends", func(t *testing.T, r *tried) {
+			t.Helper()
 			c := r.shown(t, 1)
 			time.Sleep(testDeadline)
 			c.close(errEOF)
 		}},
 		{"the next stream comes before that end", func(t *testing.T, r *tried) {
+			t.Helper()
 			r.shown(t, 1)
 			time.Sleep(testDeadline)
 		}},
@@ -305,9 +307,10 @@ func TestTriesExhausted(t *testing.T) {
 	flags := &datav3.ResponseFlags{UpstreamRequestTimeout: true}
 	for _, c := range []struct {
 		name string
-		go_  func(t *testing.T, r *tried)
+		tell func(t *testing.T, r *tried)
 	}{
 		{"streams", func(t *testing.T, r *tried) {
+			t.Helper()
 			for n := 1; n <= 3; n++ {
 				c := r.shown(t, n)
 				time.Sleep(testDeadline)
@@ -321,6 +324,7 @@ func TestTriesExhausted(t *testing.T) {
 			r.log(http.StatusGatewayTimeout, 3, flags)
 		}},
 		{"streams, then access log", func(t *testing.T, r *tried) {
+			t.Helper()
 			c := r.shown(t, 1)
 			time.Sleep(testDeadline)
 			c.close(errEOF)
@@ -331,7 +335,7 @@ func TestTriesExhausted(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := try(t, 3)
-				c.go_(t, r)
+				c.tell(t, r)
 				r.check(t, []string{r.key(1) + " true", r.key(2) + " true", r.key(3) + " true"}, rescueExhausted)
 			})
 		})
