@@ -151,7 +151,8 @@ func TestOwnAnswers(t *testing.T) {
 	}
 }
 
-// "X-Request-Id is kept, or made (UUID), passed on to the engine and returned."
+// The router: "X-Request-Id is kept, or made (UUID), passed on to the engine and
+// returned". So is it here.
 func TestRequestID(t *testing.T) {
 	p, engines := startSurface(t, "BUFFERED")
 	for _, sent := range []string{"mine", "7d1fa3c2-5a0b-4d9e-9f7e-0123456789ab", ""} {
@@ -175,7 +176,8 @@ const subset = `                  - name: subset
                       metadata: [{metadata_namespace: envoy.lb.subset_hint, value: {x-gateway-destination-endpoint-subset: VALUE}}]
 `
 
-// "Absent: whole pool. Present and empty, or no match: 503."
+// The picker's protocol: "Absent: whole pool. Present and empty, or no match:
+// 503", as a list or one string, with ports or without.
 func TestSubsetHint(t *testing.T) {
 	for _, mode := range []string{"BUFFERED", "FULL_DUPLEX_STREAMED"} {
 		t.Run(mode, func(t *testing.T) {
