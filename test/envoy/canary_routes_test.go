@@ -41,7 +41,7 @@ func TestCanaryRoutes(t *testing.T) {
 					full.Route, full.Canary = c.Route, c.Canary
 					p = startEnvoy(t, full)
 				}
-				const n = 400
+				const n = 150
 				asked := 0
 				for _, step := range []struct {
 					modify string

@@ -172,7 +172,7 @@ func TestArms(t *testing.T) {
 			s := startService(t, scoring.PolicyRoundRobin, engines...)
 			s.server.SetArms(shareOut(20))
 			p := startEnvoyWith(t, withModes(t, config(s, engines...), mode, "SEND", "STREAMED"))
-			const n = 400
+			const n = 250
 			total := map[string]int{}
 			for _, percent := range []int{20, 50, 0, 100} {
 				v := newSurvey(t, p)
