@@ -218,7 +218,8 @@ func FuzzTryStream(f *testing.F) {
 		for _, kind := range order[:min(len(order), 64)] {
 			c.in = append(c.in, []*extprocv3.ProcessingRequest{
 				respBody("", false), respBody("data: x\n\n", false), respBody("event: response.created\ndata: {}\n\n", false),
-				respBody("rest\n\n", false), respBody("", true), respTrailers(), respHeaders("200", false), completion(), {},
+				respBody("rest\n\n", false), respBody("", true), respTrailers(), respHeaders("200", false), completion(),
+				{},
 			}[kind%9])
 		}
 		said := append([]*extprocv3.ProcessingRequest{}, c.in...)

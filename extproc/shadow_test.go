@@ -46,16 +46,17 @@ func shadowCount(f *fixture, result string) float64 {
 
 // poolReady is the record of the request r that was sent to an endpoint just now.
 func poolReady(ip string) *datav3.HTTPAccessLogEntry {
-	r := over("r", ip)
+	r := over(ip)
 	r.CommonProperties.AccessLogType = datav3.AccessLogType_UpstreamPoolReady
 	r.Response = nil
 	return r
 }
 
-// over is the record of the end of a request of which only its own id is known.
-func over(request, ip string) *datav3.HTTPAccessLogEntry {
+// over is the record of the end of the request r, of which only its own id is
+// known.
+func over(ip string) *datav3.HTTPAccessLogEntry {
 	r := record("", ip, 200, nil)
-	r.Request = &datav3.HTTPRequestProperties{RequestId: request}
+	r.Request = &datav3.HTTPRequestProperties{RequestId: "r"}
 	return r
 }
 
@@ -132,7 +133,7 @@ func TestShadowFollowsWhoServes(t *testing.T) {
 			t.Errorf("first tokens %v, want one after 2s", f.tokens)
 		}
 		// The stream is over for us; the access log tells the end.
-		f.record(over("r", "10.0.0.2"))
+		f.record(over("10.0.0.2"))
 		if want := []ending{{f.decided[0].ID, scoring.OutcomeComplete, "10.0.0.2:8000"}}; !slices.Equal(f.ends, want) {
 			t.Errorf("ended %v, want %v", f.ends, want)
 		}
@@ -158,7 +159,7 @@ func TestShadowByAccessLog(t *testing.T) {
 		}
 		c.show(t, with(respBody("{}", true), 200, "10.0.0.2:8000"))
 		c.close(errCancelled)
-		f.record(over("r", "10.0.0.2"))
+		f.record(over("10.0.0.2"))
 		if want := []ending{{f.decided[0].ID, scoring.OutcomeComplete, "10.0.0.2:8000"}}; !slices.Equal(f.ends, want) || len(f.decided) != 1 {
 			t.Errorf("ended %v, want %v; %d decisions", f.ends, want, len(f.decided))
 		}
@@ -183,7 +184,7 @@ func TestShadowByAccessLog(t *testing.T) {
 			f.shown(t, "r", "{ a }")
 			f.shown(t, "r", "{ b }")
 			f.record(poolReady("10.0.0.1"))
-			f.record(over("r", "10.0.0.1"))
+			f.record(over("10.0.0.1"))
 			if len(f.decided) != 0 || len(f.ends) != 0 {
 				t.Errorf("%d decisions, %d ends by an id that says nothing", len(f.decided), len(f.ends))
 			}
@@ -245,14 +246,19 @@ func TestShadowLimits(t *testing.T) {
 		cause string
 		play  func(t *testing.T, f *fixture)
 	}{
-		{"too_large", func(t *testing.T, f *fixture) { f.shown(t, "", strings.Repeat("x", big), "x") }},
+		{"too_large", func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.shown(t, "", strings.Repeat("x", big), "x")
+		}},
 		{"streams", func(t *testing.T, f *fixture) {
+			t.Helper()
 			for range 3 {
 				f.shown(t, "", "{")
 			}
 			f.open(t, streamed, streamed).show(t, completion())
 		}},
 		{"bytes", func(t *testing.T, f *fixture) {
+			t.Helper()
 			var open []*client
 			for range 3 {
 				open = append(open, f.shown(t, ""))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -73,7 +74,7 @@ func TestHangingEngineIsLeftOut(t *testing.T) {
 	if err := shown.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := shown.Recv(); err != io.EOF {
+	if _, err := shown.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream of the try ended with %v", err)
 	}
 }

@@ -444,7 +444,7 @@ func TestRescueWaitsForTheBusy(t *testing.T) {
 	if failed := others.stop(); len(failed) > 0 {
 		t.Errorf("%d others failed, the first: %s", len(failed), failed[0])
 	}
-	resp := next(t, "headers", answered)
+	resp := next(t, "headers", answered) //nolint:bodyclose // by the goroutine that asked, at the end
 	if resp == nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("answer: %+v", resp)
 	}
