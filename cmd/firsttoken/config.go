@@ -391,6 +391,10 @@ func (c *config) resolvePaths(dir string) {
 		// What may be a model's id on a hub is left alone, unless it is a folder.
 		if m := &c.Prompt.Models[i]; !hub.IsID(m.Tokenizer) || isFolder(filepath.Join(dir, m.Tokenizer)) {
 			resolve(&m.Tokenizer)
+			if onHub(m.Tokenizer) {
+				// ./org/name in a file of the present folder is still no id.
+				m.Tokenizer = "./" + m.Tokenizer
+			}
 		}
 		resolve(&c.Prompt.Models[i].ChatTemplate)
 	}

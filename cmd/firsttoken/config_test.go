@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/firsttoken/firsttoken/prompt"
 )
 
 var update = flag.Bool("update", false, "write the expected files anew; read the diff")
@@ -181,4 +183,16 @@ func FuzzYAMLFaults(f *testing.F) {
 			t.Errorf("the decoder says %v, we say nothing", err)
 		}
 	})
+}
+
+// A path stays one, whatever folder the file is in: ./org/name is no model on a hub.
+func TestPathsAreNoHubIDs(t *testing.T) {
+	for tokenizer, want := range map[string]string{"./org/name": "./org/name", "org/name": "org/name", "/org/name": "/org/name"} {
+		cfg := defaultConfig()
+		cfg.Prompt.Models = []prompt.ModelConfig{{Name: "m", Tokenizer: tokenizer}}
+		cfg.resolvePaths(".")
+		if got := cfg.Prompt.Models[0].Tokenizer; got != want || onHub(got) != (tokenizer == "org/name") {
+			t.Errorf("%s becomes %s, on a hub: %t", tokenizer, got, onHub(got))
+		}
+	}
 }
