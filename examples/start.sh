@@ -28,8 +28,9 @@ done
 if [[ ${2-} != noengines ]]; then
 	i=0
 	for address in 127.0.0.1:8000 127.0.0.1:8001; do
+		i=$((i + 1))
 		"$firsttoken" engine --listen "$address" --model demo --tokenizer "$root/test/tokenizer" \
-			--lmcache-instance-id "engine-$((i += 1))" --lmcache-algorithm sha256_cbor \
+			--lmcache-instance-id "engine-$i" --lmcache-algorithm sha256_cbor \
 			--lmcache-controller-pull 127.0.0.1:8300 --lmcache-controller-reply 127.0.0.1:8400 &
 		pids+=($!)
 	done

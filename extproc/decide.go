@@ -37,7 +37,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		if err := st.send(refuse(st.wording(fault), fault.Status, details)); err != nil {
 			return err
 		}
-		st.traced(nil, err)
+		st.traced(nil, details)
 		return errDone
 	}
 	var tries *tries
@@ -55,7 +55,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 	if st.booking != nil && !st.headersWait {
 		st.booking.Sent()
 	}
-	st.traced(d, nil)
+	st.traced(d, "")
 	return nil
 }
 

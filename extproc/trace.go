@@ -16,9 +16,9 @@ import (
 const spanName = "firsttoken.decide"
 
 // traced makes the span of the decision that was just answered, from the first part
-// of the request on. A nil decision left the choice to Envoy; err refused the
-// request.
-func (st *stream) traced(d *scoring.Decision, err error) {
+// of the request on. A nil decision left the choice to Envoy, unless refusal says why
+// there is no choice, in words of ours: what errors say may quote the request.
+func (st *stream) traced(d *scoring.Decision, refusal string) {
 	if st.tracer == nil {
 		return
 	}
@@ -27,8 +27,8 @@ func (st *stream) traced(d *scoring.Decision, err error) {
 	if !span.IsRecording() {
 		return
 	}
-	if err != nil {
-		span.SetStatus(codes.Error, err.Error())
+	if refusal != "" {
+		span.SetStatus(codes.Error, refusal)
 		return
 	}
 	if d == nil {

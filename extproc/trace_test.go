@@ -71,7 +71,7 @@ func TestSpanOfARefusal(t *testing.T) {
 		stream := f.open(t, buffered, streamed)
 		stream.one(t, completion())
 		stream.one(t, reqBody("{}", true))
-		if ended := spans.Ended(); len(ended) != 1 || ended[0].Status().Description != "no ready endpoint" {
+		if ended := spans.Ended(); len(ended) != 1 || ended[0].Status().Description != "firsttoken_no_endpoint" {
 			t.Errorf("spans %v", ended)
 		}
 	})

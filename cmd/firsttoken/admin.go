@@ -51,11 +51,12 @@ func (a *admin) handler() http.Handler {
 	mux.HandleFunc("GET /readyz", a.serveReady)
 	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /decisions", a.serveDecisions)
-	mux.HandleFunc("POST /explain", a.serveExplain)
-	// No page that somebody looks at on this machine may flip it.
-	choosing := http.NewCrossOriginProtection().Handler(a.choosing)
+	// No page that somebody looks at on this machine may flip the switch, or load us.
+	strangers := http.NewCrossOriginProtection()
+	choosing := strangers.Handler(a.choosing)
 	mux.Handle("GET /choosing", choosing)
 	mux.Handle("POST /choosing", choosing)
+	mux.Handle("POST /explain", strangers.Handler(http.HandlerFunc(a.serveExplain)))
 	if a.controllerAPI != nil {
 		for _, path := range lmcache.APIPaths {
 			mux.Handle(path, a.controllerAPI)

@@ -411,7 +411,10 @@ func (c config) summary() string {
 	}
 	if r := c.Server.Rescue; r.Enabled {
 		fmt.Fprintf(&b, "requests without a first token in time are tried on %s; Envoy's pool needs the filter that envoy bootstrap writes, with message_timeout above %s\n",
-			plural(r.Tries, "other endpoint"), r.Longest())
+			plural(min(r.Tries, max(0, len(c.Endpoints)-1)), "other endpoint"), r.Longest())
+	}
+	if len(c.Server.Services) > 1 {
+		fmt.Fprintf(&b, "services, each standing by for those before it: %s\n", strings.Join(c.Server.Services, ", "))
 	}
 	for _, e := range c.Endpoints {
 		fmt.Fprintf(&b, "endpoint %s", e.Address)

@@ -68,6 +68,9 @@ func TestExamples(t *testing.T) {
 					t.Fatal("no engine answers with the prompt cached")
 				}
 			}
+			if text := output.String(); strings.Contains(text, "registered again") {
+				t.Error("two engines have one LMCache instance id")
+			}
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}

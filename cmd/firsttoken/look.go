@@ -11,12 +11,16 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // adminView are the flags of commands that look at a running service.
@@ -114,6 +118,13 @@ func newStatusCommand() *cobra.Command {
 // printStatus writes a status for people.
 func printStatus(w io.Writer, s *status, now time.Time) error {
 	fmt.Fprintf(w, "firsttoken %s, up for %s, policy %s; bookings %d, held %d\n", s.Version, now.Sub(s.Started).Round(time.Second), s.Policy, s.OpenBookings, s.Held)
+	if !s.Choosing.Choosing {
+		fmt.Fprintf(w, "CHOOSING IS OFF since %s by %s: every request is left to Envoy (firsttoken choosing on)\n",
+			s.Choosing.Since.Format(time.DateTime), strings.Join(s.Choosing.OffBy, ", "))
+	}
+	for _, arm := range s.Arms {
+		fmt.Fprintf(w, "arm %s: policy %s, weight %d\n", arm.Name, arm.Policy, arm.Weight)
+	}
 	fmt.Fprintln(w)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "endpoint\tready\tmodels\tqueued\tbefore first token\tafter\tKV memory\tcache known from")
@@ -134,6 +145,10 @@ func readiness(e *endpointStatus) string {
 	switch {
 	case e.Draining:
 		return "drains"
+	case e.Suspended:
+		return "suspended"
+	case e.Ready && e.Role != "" && e.Role != scoring.RoleBoth:
+		return "yes, " + string(e.Role)
 	case e.Ready:
 		return "yes"
 	}
@@ -177,6 +192,12 @@ func troubles(s *status) []string {
 		e := &s.Fleet[i]
 		if e.Fault != "" {
 			add("%s is not ready: %s", e.Name, e.Fault)
+		}
+		if e.Suspended {
+			add("%s gave no first token in time; it is tried again at %s", e.Name, e.Trial.Format(time.TimeOnly))
+		}
+		if l := s.LMCache; l != nil && e.Instance != "" && !slices.ContainsFunc(l.Workers, func(w lmcache.WorkerStatus) bool { return w.Instance == e.Instance }) {
+			add("%s: LMCache instance %s has not registered\n  is the engine up, and was it started after the service?", e.Name, e.Instance)
 		}
 		for _, source := range e.Sources {
 			if source.Fault != "" {
