@@ -104,14 +104,29 @@ func TestArguments(t *testing.T) {
 		},
 		{
 			"ttft with defaults", static[:len(static)-len("roundrobin ")] + "ttft --enable-shared-cache", "",
-			answers + "endpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nscoring: {policy: ttft}\nlmcache: {controller: {pull: '*:9000', heartbeat: ''}}\n",
-			[]string{"--enable-shared-cache: no equal: "},
+			answers + "endpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nscoring: {policy: ttft}\nlmcache: {shared_cache: true, controller: {pull: '*:9000', heartbeat: ''}}\n",
+			[]string{"--enable-shared-cache: done: with ttft, lmcache.shared_cache", "--lmcache-controller-reply-port: by hand: is not given, and the router then opens none; here it stays open at *:8400"},
+		},
+		{
+			"shared cache without ttft", static + "--enable-shared-cache --lmcache-controller-port 9000 --lmcache-controller-reply-port 9001", "",
+			answers + "endpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nscoring: {policy: roundrobin}\nlmcache: {controller: {pull: '*:9000', reply: '*:9001', heartbeat: ''}}\n",
+			[]string{"--enable-shared-cache: no equal: the router heeds it with", "--lmcache-controller-reply-port: done: "},
 		},
 		{
 			"numbers", static[:len(static)-len("roundrobin ")] + "prefixaware --prefix-min-match-length 130 --static-backend-health-check-interval 2.5 --backend-health-check-timeout-seconds 4 --max-instance-failover-reroute-attempts 5", "",
 			"server: {answers: [/v1/models, /engines, /health, /version], fallbacks: 2}\nendpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\n" +
 				"scoring: {policy: prefixaware, prefixaware_min_match: 33}\nlmcache: {enabled: false}\ndiscovery: {probe_interval: 2.5s, probe_timeout: 4s}\n",
-			[]string{"--max-instance-failover-reroute-attempts: by hand: "},
+			[]string{"--max-instance-failover-reroute-attempts: by hand: 5 tries more were asked for; server.fallbacks names the next best 2, which is the most, and firsttoken envoy bootstrap prints num_retries: 2: write num_retries: 5 "},
+		},
+		{
+			"no tries more", static + "--max-instance-failover-reroute-attempts 0", "",
+			"server: {answers: [/v1/models, /engines, /health, /version], fallbacks: 0}\nendpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nscoring: {policy: roundrobin}\nlmcache: {enabled: false}\n",
+			[]string{"--max-instance-failover-reroute-attempts: by hand: 0 tries more were asked for; server.fallbacks is 0, but firsttoken envoy bootstrap prints num_retries: 2: write num_retries: 0 "},
+		},
+		{
+			"two tries more", static + "--max-instance-failover-reroute-attempts 2", "",
+			"server: {answers: [/v1/models, /engines, /health, /version], fallbacks: 2}\nendpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nscoring: {policy: roundrobin}\nlmcache: {enabled: false}\n",
+			[]string{"--max-instance-failover-reroute-attempts: done: "},
 		},
 		{
 			"tracing", static + "--otel-endpoint http://c:4317 --otel-service-name r --otel-secure", "",
@@ -168,6 +183,12 @@ func TestArguments(t *testing.T) {
 					t.Errorf("no note %q in\n%s", want, strings.Join(notes, "\n"))
 				}
 			}
+			// What has no equal is not called done as well.
+			for _, n := range got.Notes {
+				if n.Fate == migrate.NoEqual && slices.ContainsFunc(got.Notes, func(o migrate.Note) bool { return o.Flag == n.Flag && o != n }) {
+					t.Errorf("%s has no equal, and more is said of it in\n%s", n.Flag, strings.Join(notes, "\n"))
+				}
+			}
 		})
 	}
 }
@@ -180,6 +201,7 @@ func TestFaults(t *testing.T) {
 		{static + "--static-modls m", "", "--static-modls: the router has no such flag; is it --static-models?"},
 		{static + "--static-model m", "", "--static-model: could be --static-models or --static-model-types"},
 		{static + "--session-key", "", "--session-key: its value is missing"},
+		{static + "--session-key --log-stats", "", "--session-key: its value is missing"},
 		{static + "--log-stats=1", "", "--log-stats: takes no value"},
 		{static + "stray", "", `"stray": is no flag`},
 		{static + "--static-models m", "", "--static-models: has 1 elements for 2 of --static-backends"},

@@ -34,6 +34,7 @@ type plan struct {
 
 	backends, models, labels, instances, prefill, decode []string
 	found, routing, tokenizer, k8sPort, k8sNamespace     string
+	sharedCache                                          bool
 }
 
 // Arguments turns a command line, without or with the program's name before it,
@@ -62,7 +63,7 @@ func Arguments(args []string, dynamic []byte) (Result, error) {
 			continue
 		case f.single && hasValue:
 			faults = append(faults, fmt.Errorf("--%s: takes no value", f.Name))
-		case !f.single && !hasValue && i+1 == len(args):
+		case !f.single && !hasValue && (i+1 == len(args) || strings.HasPrefix(args[i+1], "--")):
 			faults = append(faults, fmt.Errorf("--%s: its value is missing", f.Name))
 		case !f.single && !hasValue:
 			i++
@@ -108,6 +109,12 @@ func (p *plan) note(flag string, fate Fate, text string) {
 	p.notes = append(p.notes, Note{flag, fate, text})
 }
 
+// instead is a note in place of what was said of the flag so far.
+func (p *plan) instead(flag string, fate Fate, text string) {
+	p.notes = slices.DeleteFunc(p.notes, func(n Note) bool { return n.Flag == flag })
+	p.note(flag, fate, text)
+}
+
 // set writes a value below a path of keys with dots between.
 func (p *plan) set(path string, value any) {
 	keys, at := strings.Split(path, "."), p.config
@@ -142,7 +149,7 @@ func (p *plan) discovery(value string) error {
 	switch value {
 	case "static":
 	case "k8s":
-		p.note("--service-discovery", ByHand, "engines are not found by label yet: write the name of their headless service in place of the one in endpoints, whose addresses are followed")
+		p.instead("--service-discovery", ByHand, "engines are not found by label yet: write the name of their headless service in place of the one in endpoints, whose addresses are followed")
 	case "external-only":
 		return errors.New("external-only has no engines to choose between: external providers are clusters and routes of Envoy's own")
 	default:
@@ -164,7 +171,8 @@ func (p *plan) aliases(value string) error {
 	return nil
 }
 
-// maxFallbacks is what server.fallbacks takes.
+// maxFallbacks is what server.fallbacks takes, and num_retries in the routes that
+// firsttoken envoy prints.
 const maxFallbacks = 2
 
 func (p *plan) fallbacks(value string) error {
@@ -173,6 +181,17 @@ func (p *plan) fallbacks(value string) error {
 		return fmt.Errorf("%q is no number", value)
 	}
 	p.set("server.fallbacks", min(n, maxFallbacks))
+	const flag = "--max-instance-failover-reroute-attempts"
+	switch {
+	case n == maxFallbacks:
+		p.instead(flag, Done, "server.fallbacks names the next best 2, and num_retries is 2 in what firsttoken envoy bootstrap prints")
+	case n > maxFallbacks:
+		p.instead(flag, ByHand, fmt.Sprintf("%d tries more were asked for; server.fallbacks names the next best %d, which is the most, and firsttoken envoy bootstrap prints num_retries: %d: "+
+			"write num_retries: %d into the retry_policy of Envoy's route to try on", n, maxFallbacks, maxFallbacks, n))
+	default:
+		p.instead(flag, ByHand, fmt.Sprintf("%d tries more were asked for; server.fallbacks is %d, but firsttoken envoy bootstrap prints num_retries: %d: "+
+			"write num_retries: %d into the retry_policy of Envoy's route, or it tries elsewhere all the same", n, n, maxFallbacks, n))
+	}
 	return nil
 }
 
@@ -216,7 +235,7 @@ func (p *plan) policy() error {
 	case !known:
 		return fmt.Errorf("--routing-logic: %q is none of %s", p.routing, strings.Join(slices.Sorted(maps.Keys(policies)), ", "))
 	case policy == "":
-		p.note("--routing-logic", NoEqual, "requests are not split into prefill and decode here: keep the router for these engines; the configuration chooses among engines that do both")
+		p.instead("--routing-logic", NoEqual, "requests are not split into prefill and decode here: keep the router for these engines; the configuration chooses among engines that do both")
 	case policy == "session" && !p.has("server.session_key"):
 		return errors.New("--session-key: is missing, and --routing-logic session asks for it")
 	default:
@@ -228,6 +247,13 @@ func (p *plan) policy() error {
 	if p.routing == "kvaware" && !p.has("scoring.kvaware_threshold") {
 		p.set("scoring.kvaware_threshold", 2000) // the router's default
 	}
+	if p.sharedCache {
+		if p.routing == "ttft" {
+			p.set("lmcache.shared_cache", true)
+		} else {
+			p.instead("--enable-shared-cache", NoEqual, "the router heeds it with --routing-logic ttft alone; lmcache.shared_cache would hold for every policy and is left false")
+		}
+	}
 	// The router hosts LMCache's controller for the policies that ask it.
 	if !slices.Contains([]string{"kvaware", "loadaware", "ttft"}, p.routing) && !p.has("lmcache.controller") {
 		p.set("lmcache.enabled", false)
@@ -238,6 +264,10 @@ func (p *plan) policy() error {
 	}
 	if !p.has("lmcache.controller.heartbeat") {
 		p.set("lmcache.controller.heartbeat", "") // likewise
+	}
+	if !p.has("lmcache.controller.reply") {
+		p.note("--lmcache-controller-reply-port", ByHand, "is not given, and the router then opens none; here it stays open at *:8400, lmcache.controller.reply: "+
+			"LMCache from 0.3.7 on registers there (controller_reply_url of the engines), older workers use the one port of --lmcache-controller-port")
 	}
 	return nil
 }
