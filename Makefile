@@ -115,6 +115,7 @@ experiments-simulated: build ## replay the shared traces and write docs/experime
 lint: .tools/stamp/libzmq .tools/golangci-lint-$(GOLANGCI_LINT_VERSION) .tools/buf-$(BUF_VERSION) ## check the style of Go and protobuf files
 	@$(WITH_NATIVE) .tools/golangci-lint run
 	@cd test/manifests && $(CURDIR)/.tools/golangci-lint run --config $(CURDIR)/.golangci.yml
+	@cd test/alerts && $(CURDIR)/.tools/golangci-lint run --config $(CURDIR)/.golangci.yml
 	@.tools/buf lint
 	@.tools/buf format --diff --exit-code
 

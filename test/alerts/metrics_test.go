@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
@@ -32,7 +32,7 @@ func exported(t *testing.T) map[string][]string {
 }
 
 // everywhere are labels that Prometheus itself sets, le those of a histogram.
-var everywhere = []string{labels.MetricName, "instance", "job", "le"}
+var everywhere = []string{model.MetricNameLabel, "instance", "job", "le"}
 
 // checkQuery names what the query asks for and nobody exports.
 func checkQuery(t *testing.T, metrics map[string][]string, query string) {
