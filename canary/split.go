@@ -107,20 +107,28 @@ func (s *Split) Assign(r Request, draw uint64) (chosen Arm, ok bool) {
 	return chosen, ok
 }
 
+// Knows reports whether the request has a user, who stays in an arm; else the draw
+// decides.
+func (s *Split) Knows(r Request) bool { return s.user(r) != "" }
+
 // key is what the draw of a request goes by: who asks, else chance.
 func (s *Split) key(r Request, draw uint64) string {
-	user := ""
-	switch {
-	case !s.sticky:
-	case s.userHeader != "":
-		user = r.Header(s.userHeader)
-	default:
-		user = r.Session
-	}
-	if user != "" {
+	if user := s.user(r); user != "" {
 		return user
 	}
 	return string(binary.LittleEndian.AppendUint64(nil, draw))
+}
+
+// user is who asks, as far as that counts; empty: nobody known.
+func (s *Split) user(r Request) string {
+	switch {
+	case !s.sticky:
+		return ""
+	case s.userHeader != "":
+		return r.Header(s.userHeader)
+	default:
+		return r.Session
+	}
 }
 
 // takes reports whether the arm is for requests of a model.

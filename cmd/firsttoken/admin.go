@@ -29,8 +29,8 @@ type admin struct {
 	status   func() status
 	choosing http.Handler
 	log      *slog.Logger
-	// explain says what would be chosen now for a request of a session.
-	explain func(context.Context, prompt.Request, string) (*scoring.Decision, error)
+	// explain says what would be chosen now for a request of a session, with notes.
+	explain func(context.Context, prompt.Request, string) (*scoring.Decision, []string, error)
 	// bodyLimit is the longest body that is read for it.
 	bodyLimit int
 	// ready reports whether Envoy should send requests here.

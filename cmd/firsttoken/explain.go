@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,8 @@ import (
 )
 
 // serveExplain answers what would be chosen for the request whose body is posted, as
-// a record of /decisions without id. ?path= is where the request would go, ?session=
+// a record of /decisions without id, and with notes on where a client's request may
+// fare otherwise, where there are any. ?path= is where the request would go, ?session=
 // what the header of the session key would say.
 func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
@@ -31,7 +33,7 @@ func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 	if path == "" {
 		path = defaultExplainPath
 	}
-	d, err := a.explain(r.Context(), prompt.Request{
+	d, notes, err := a.explain(r.Context(), prompt.Request{
 		Method: http.MethodPost, Path: path, Body: body,
 		ContentType: "application/json", ContentEncoding: r.Header.Get("Content-Encoding"),
 	}, r.URL.Query().Get("session"))
@@ -47,11 +49,26 @@ func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	text, err := asJSON(a.journal.record(d))
+	if err == nil && len(notes) > 0 {
+		text, err = withNotes(text, notes)
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	_, _ = w.Write(append(text, '\n'))
+}
+
+// withNotes adds notes to a record.
+func withNotes(record []byte, notes []string) ([]byte, error) {
+	var fields map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(record))
+	decoder.UseNumber()
+	if err := decoder.Decode(&fields); err != nil {
+		return nil, err
+	}
+	fields["notes"] = notes
+	return json.Marshal(fields)
 }
 
 // defaultExplainPath is where most requests go.
@@ -66,7 +83,10 @@ func newExplainCommand() *cobra.Command {
 		Short: "Say where a running service would send a request now, and why",
 		Long: "Explain sends the body of a request to the admin port of a running service, which says\n" +
 			"what it would choose at this moment and what it weighed. Nothing is sent to an engine\n" +
-			"and nothing is booked. --body - reads standard input.",
+			"and nothing is booked. --body - reads standard input.\n\n" +
+			"No headers of a request are known but --session, which also decides its arm where\n" +
+			"canary.arms go by sessions. What is left open by that, and choosing being off, is said\n" +
+			"in notes.",
 		Example: "  firsttoken explain --body request.json\n" +
 			"  echo '{\"model\":\"qwen\",\"prompt\":\"Hello\"}' | firsttoken explain --path /v1/completions --body -",
 		Args: cobra.NoArgs,
@@ -84,7 +104,13 @@ func newExplainCommand() *cobra.Command {
 			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, &d); err != nil {
 				return fmt.Errorf("the answer of %s is no decision: %w", view.address, err)
 			}
-			return printDecision(cmd.OutOrStdout(), &d)
+			var more struct {
+				Notes []string `json:"notes"`
+			}
+			if err := json.Unmarshal(text, &more); err != nil {
+				return fmt.Errorf("the answer of %s is no decision: %w", view.address, err)
+			}
+			return printDecision(cmd.OutOrStdout(), &d, more.Notes)
 		},
 	}
 	view.register(cmd.Flags())
@@ -95,10 +121,14 @@ func newExplainCommand() *cobra.Command {
 	return cmd
 }
 
-// printDecision writes a decision for people, the choice first.
-func printDecision(w io.Writer, d *firsttokenv1.Decision) error {
+// printDecision writes a decision for people, the choice first and notes on it last.
+func printDecision(w io.Writer, d *firsttokenv1.Decision, notes []string) error {
 	choice := d.GetCandidates()[0]
-	fmt.Fprintf(w, "%s, because: %s (policy %s)\n", choice.GetEndpoint(), d.GetReason(), d.GetPolicy())
+	policy := d.GetPolicy()
+	if d.GetArm() != "" {
+		policy += ", arm " + d.GetArm()
+	}
+	fmt.Fprintf(w, "%s, because: %s (policy %s)\n", choice.GetEndpoint(), d.GetReason(), policy)
 	fmt.Fprintf(w, "%d prompt tokens (%s), first token estimated after %.3f s\n\n", d.GetPromptTokens(), d.GetTokenSource(), choice.GetEstimateSeconds())
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(table, "endpoint\tcached\tsource\tunder way\tto compute\twork s\tbacklog s\tKV wait s\testimate s\tcost\t")
@@ -114,5 +144,11 @@ func printDecision(w io.Writer, d *firsttokenv1.Decision) error {
 			c.GetUncachedTokens()-min(c.GetUncachedTokens(), c.GetOptimisticTokens()), c.GetWorkSeconds(), c.GetBacklogSeconds(), c.GetKvWaitSeconds(),
 			c.GetEstimateSeconds(), c.GetCost())
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(w, "note:", note)
+	}
+	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/scoring"
 )
@@ -93,6 +95,75 @@ func TestLookWhereNobodyIs(t *testing.T) {
 		_, err := runCommand(t, "{}", append(args, "--admin", "127.0.0.1:1")...)
 		if err == nil || !strings.Contains(err.Error(), "--admin") || !strings.Contains(err.Error(), "127.0.0.1:1") {
 			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+// The arm of a session is explained like its requests, and what explain cannot know
+// is said.
+func TestExplainKnowsArms(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.Endpoints = []discovery.Entry{{Name: "one", Address: fakeEngine(t, `{"data":[{"id":"m"}]}`), Models: []string{"m"}}}
+	cfg.Server.SessionKey = "x-user-id"
+	s, b := runService(t, cfg, slog.New(slog.DiscardHandler))
+	awaitServing(t, dial(t, b.Listen))
+	awaitStatus(t, b, func(s status) bool { return s.Fleet[0].Ready })
+
+	// The policy and arm in the first line, and the notes after the table.
+	explain := func(more ...string) (first string, notes []string) {
+		out, err := runCommand(t, `{"model":"m","prompt":"x"}`, append([]string{"explain", "--admin", b.Admin, "--path", "/v1/completions", "--body", "-"}, more...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			if first == "" {
+				_, first, _ = strings.Cut(strings.TrimSpace(line), "only ")
+			}
+			if note, ok := strings.CutPrefix(strings.TrimSpace(line), "note: "); ok {
+				notes = append(notes, note)
+			}
+		}
+		return first, notes
+	}
+	const (
+		chance = "an arm of canary.arms takes the request, by chance"
+		header = "headers of the request may put it into another arm"
+		left   = "the request is in arm trial, which is left to Envoy"
+		off    = "choosing is off"
+	)
+	trial := canary.Arm{Name: "trial", Weight: 1, Policy: scoring.PolicyRoundRobin}
+	envoys, headed, other := trial, trial, trial
+	envoys.Policy, headed.Header, other.Models = canary.PolicyEnvoy, "x-canary", []string{"n"}
+	for _, tt := range []struct {
+		name, session string
+		arms          []canary.Arm
+		off           bool
+		first         string
+		notes         []string
+	}{
+		{"no arms", "u", nil, false, "(policy ttft)", nil},
+		{"by session", "u", []canary.Arm{trial}, false, "(policy roundrobin, arm trial)", nil},
+		{"no session", "", []canary.Arm{trial}, false, "(policy ttft)", []string{chance}},
+		{"headers too", "u", []canary.Arm{headed}, false, "(policy roundrobin, arm trial)", []string{header}},
+		{"Envoy's", "u", []canary.Arm{envoys}, false, "(policy ttft)", []string{left}},
+		{"of another model", "", []canary.Arm{other}, false, "(policy ttft)", nil},
+		{"off", "u", []canary.Arm{trial}, true, "(policy roundrobin, arm trial)", []string{off}},
+	} {
+		s.server.SetArms(canary.Config{Arms: tt.arms, Sticky: true})
+		s.server.SetChoosing(!tt.off)
+		first, notes := explain("--session", tt.session)
+		same := slices.EqualFunc(notes, tt.notes, strings.HasPrefix)
+		if first != tt.first || !same {
+			t.Errorf("%s: %s, notes %q; want %s, %q", tt.name, first, notes, tt.first, tt.notes)
+		}
+	}
+	metrics, err := s.admin.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range metrics {
+		if family.GetName() == "firsttoken_arm_requests_total" && family.GetMetric()[0].GetCounter().GetValue() != 0 {
+			t.Errorf("explaining counted: %v", family)
 		}
 	}
 }
