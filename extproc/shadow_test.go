@@ -268,6 +268,7 @@ func TestShadowLimits(t *testing.T) {
 			}
 		}},
 		{"no_body", func(t *testing.T, f *fixture) {
+			t.Helper()
 			for _, mode := range []filterv3.ProcessingMode_BodySendMode{buffered, duplex, partial} {
 				f.open(t, mode, streamed).show(t, completion())
 			}
