@@ -138,6 +138,11 @@ func TestArguments(t *testing.T) {
 			[]string{"--service-discovery: by hand: ", "--k8s-label-selector: by hand: "},
 		},
 		{
+			"pods, with a tokenizer", "--service-discovery k8s --k8s-label-selector app=vllm --routing-logic ttft --tokenizer Qwen/Qwen3-8B", "",
+			answers + "endpoints: [{address: 'http://engines.default.svc:8000'}]\nscoring: {policy: ttft}\nlmcache: {controller: {pull: '*:9000', heartbeat: ''}}\n",
+			[]string{"--tokenizer: by hand: prompt.models: [{name: MODEL, tokenizer: Qwen/Qwen3-8B}]"},
+		},
+		{
 			"split requests", static[:len(static)-len("roundrobin ")] + "disaggregated_prefill", "",
 			answers + "endpoints: [{address: 'http://a:1'}, {address: 'http://b:2'}]\nlmcache: {enabled: false}\n",
 			[]string{"--routing-logic: no equal: requests are not split"},

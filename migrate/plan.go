@@ -218,7 +218,9 @@ func (p *plan) join() error {
 	// What clients of the router may ask it.
 	p.set("server.answers", []string{"/v1/models", "/engines", "/health", "/version"})
 	if p.tokenizer != "" {
-		if len(p.models) == 0 {
+		if len(p.models) == 0 && p.found == "k8s" {
+			p.note("--tokenizer", ByHand, "prompt.models: [{name: MODEL, tokenizer: "+p.tokenizer+"}]")
+		} else if len(p.models) == 0 {
 			faults = append(faults, errors.New("--tokenizer: of which model is not said; give --static-models too"))
 		} else {
 			p.set("prompt.models", []any{map[string]any{"name": p.models[0], "tokenizer": p.tokenizer}})
