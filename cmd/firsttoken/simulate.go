@@ -31,7 +31,8 @@ replayed in seconds. A trace is one of
               "output_length": tokens, "hash_ids": [one a block of 512]}
   azure       CSV with TIMESTAMP,ContextTokens,GeneratedTokens
   decisions   what the admin port answers to /decisions?blocks=true, any number
-              of times, one after the other
+              of times, one after the other, or the lines of decisions.file,
+              written with decisions.blocks: true
 and told by its content. Several files are pieces of one trace; - is standard
 input. Batches of arrivals that share a timestamp are spread up to the next one.
 In place of a trace, --workload takes one of` + made.String() + `
