@@ -23,6 +23,7 @@ type Checker struct {
 	sources []Source
 	memory  Source
 	finders []Finder
+	shared  func() bool // nil: never
 	now     func() time.Time
 	log     *slog.Logger
 
@@ -36,6 +37,10 @@ type Checker struct {
 type Options struct {
 	// Finders are asked for what else is known to be wrong.
 	Finders []Finder
+	// Shared, if not nil, reports whether requests that nobody books go to the
+	// engines too: then what an engine counts beyond ours is no fault. It must be
+	// quick and safe for concurrent use.
+	Shared func() bool
 	// Now is the time; required.
 	Now func() time.Time
 	// Log gets one line for each change of what is believed.
@@ -46,7 +51,7 @@ type Options struct {
 // in the caches that they tell of. memory speaks for the endpoints that none of
 // them knows; it is believed of every one.
 func New(sources []Source, memory Source, o Options) *Checker {
-	c := &Checker{sources: sources, memory: memory, finders: o.Finders, now: o.Now, log: o.Log}
+	c := &Checker{sources: sources, memory: memory, finders: o.Finders, shared: o.Shared, now: o.Now, log: o.Log}
 	c.fleet.Store(new(map[scoring.EndpointID]*watched))
 	return c
 }

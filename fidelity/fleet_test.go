@@ -55,6 +55,8 @@ type fleet struct {
 	blind bool
 	// bySource: they count found tokens by source, too.
 	bySource bool
+	// shared: requests that nobody books are expected.
+	shared bool
 }
 
 func newFleet(t *testing.T, n int, sources func(f *fleet) []Source, finders ...Finder) *fleet {
@@ -75,7 +77,7 @@ func newFleet(t *testing.T, n int, sources func(f *fleet) []Source, finders ...F
 		return leading(f.memory[e.ID], salted(p, p.Sequences[0].TokenIDs), 64), true
 	}), Fixes: Fixes{Gone: "less memory"}}
 	f.checker = New(sources(f), memory, Options{
-		Now: func() time.Time { return f.clock }, Log: slog.New(slog.NewTextHandler(&f.logs, nil)), Finders: finders,
+		Now: func() time.Time { return f.clock }, Log: slog.New(slog.NewTextHandler(&f.logs, nil)), Finders: finders, Shared: func() bool { return f.shared },
 	})
 	var err error
 	cfg := scoring.DefaultConfig()

@@ -268,6 +268,9 @@ func (c *Checker) judgeLocked(w *watched, now *window, r *counters.Reading) {
 	}
 	h := &w.hits
 	found := suspect(now, best, r)
+	if (found == kindBypass || found == kindLonger || found == kindUnder) && c.shared != nil && c.shared() {
+		found = kindNone // what others send and find looks like any of these
+	}
 	if found != h.suspicion {
 		h.suspicion, h.suspected = found, 0
 	}

@@ -99,6 +99,29 @@ func TestEnginesCountsAreCompared(t *testing.T) {
 	}
 }
 
+// TestOthersAreExpected: while requests that nobody books go to the engines, what
+// these count beyond ours is no fault; afterwards it is.
+func TestOthersAreExpected(t *testing.T) {
+	for _, others := range []int{30, 3000} { // as if ids were longer, and as other clients
+		f := newFleet(t, 1, func(*fleet) []Source { return nil })
+		f.shared = true
+		for i := range 200 {
+			if i == 100 {
+				if found := f.checker.Status(f.list[0].ID).Findings; len(found) > 0 || f.logs.Len() > 0 {
+					t.Errorf("%d tokens of others: found %+v\n%s", others, found, f.logs.String())
+				}
+				f.shared = false
+			}
+			f.serve(promptOf(f.next, 600))
+			f.compute(f.list[0].ID, promptOf(1000+f.next, others))
+			f.pass(100 * time.Millisecond)
+		}
+		if found := f.checker.Status(f.list[0].ID).Findings; len(found) != 1 {
+			t.Errorf("%d tokens of others that are not expected: found %+v", others, found)
+		}
+	}
+}
+
 // TestWindowsWaitForWhatIsUnderWay: while most prompts are on their way, it is
 // not known which of them the engine has counted.
 func TestWindowsWaitForWhatIsUnderWay(t *testing.T) {

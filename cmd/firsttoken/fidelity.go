@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/fidelity"
 	"github.com/firsttoken/firsttoken/lmcache"
 	"github.com/firsttoken/firsttoken/routed"
@@ -58,8 +59,14 @@ func (s *service) check() *fidelity.Checker {
 		Fixes: fidelity.Fixes{Gone: "set memory.capacity_tokens to what the engine's GPU holds, num_gpu_blocks times block_size, and memory.host_tokens to what its host tier does; other clients of the engine evict, too"},
 	}
 	return fidelity.New(sources, memory, fidelity.Options{
-		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs, s.findStoreOnly, s.findSeveral}, Now: time.Now, Log: s.log,
+		Finders: []fidelity.Finder{s.findUnmapped, s.findHashing, s.findIDs, s.findStoreOnly, s.findSeveral}, Shared: s.leavesToEnvoy, Now: time.Now, Log: s.log,
 	})
+}
+
+// leavesToEnvoy reports whether an arm's requests go to engines without a booking.
+func (s *service) leavesToEnvoy() bool {
+	arms := s.arms.Load() // nil before the first configuration
+	return arms != nil && slices.ContainsFunc(arms.Arms, func(a canary.Arm) bool { return a.Policy == canary.PolicyEnvoy })
 }
 
 func (s *service) eventsSource() fidelity.Source {
