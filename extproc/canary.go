@@ -147,7 +147,7 @@ func newArmMetrics(reg prometheus.Registerer) *armMetrics {
 	m := &armMetrics{
 		requests: counters("requests_total", "Requests that belong to an arm, whoever picks there."),
 		tokens:   counters("prompt_tokens_total", "Prompt tokens of the decisions for requests of an arm."),
-		cached:   counters("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoints had cached, of the requests of an arm."),
+		cached:   counters("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoints had cached, or on their way by requests under way, of the requests of an arm."),
 		ends:     counters("requests_ended_total", "Requests of an arm whose end was told, by outcome; refused: this service answered itself.", "outcome"),
 		ttft: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "firsttoken_arm_ttft_seconds", Buckets: ttftBuckets,
@@ -203,7 +203,7 @@ func (m *armMetrics) assigned(arm string) {
 func (m *armMetrics) decided(d *scoring.Decision) {
 	if s := m.of(d.Arm); s != nil {
 		s.tokens.Add(float64(d.Prompt.Length()))
-		s.cached.Add(float64(d.Candidates[0].Cached))
+		s.cached.Add(float64(hits(&d.Candidates[0])))
 	}
 }
 

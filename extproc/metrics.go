@@ -133,7 +133,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"stage"}),
 		decisions: counters("decisions_total", "Decisions by the reason of the choice.", "reason"),
 		tokens:    counter("prompt_tokens_total", "Prompt tokens of all decisions."),
-		cached:    counter("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoint had cached."),
+		cached:    counter("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoint had cached, or on their way by requests under way."),
 		fallbacks: counters("fallbacks_total", "Requests routed by less than their prompt, or left to Envoy, by cause.", "cause"),
 		refusals:  counters("immediate_responses_total", "Requests answered by this service itself, by HTTP status.", "status"),
 		ended:     counters("requests_ended_total", "Requests whose end was told, by outcome.", "outcome"),
@@ -156,9 +156,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		off:     newOffMetrics(reg), arms: newArmMetrics(reg),
 		stageByName: map[stage]prometheus.Observer{},
 
-		shadowDecisions: counters("shadow_decisions_total", "Decisions for requests that somebody else routed: agreed (served where it would have been sent), differed, or unknown (who served it).", "result"),
+		shadowDecisions: counters("shadow_decisions_total", "Decisions for requests that somebody else routed: agreed (served where it would have been sent), differed, unknown (who served it), or no_prompt (it has none to go by).", "result"),
 		shadowTokens:    counter("shadow_prompt_tokens_total", "Prompt tokens of shadow decisions of which it is known who served them."),
-		shadowCached:    counters("shadow_prompt_tokens_cached_total", "Of these the tokens cached at the endpoint that would have been the choice, and at the one that served.", "at"),
+		shadowCached:    counters("shadow_prompt_tokens_cached_total", "Of these the tokens that the endpoint that would have been the choice, and the one that served, had cached, or on their way by requests under way.", "at"),
 		shadowEstimates: counters("shadow_ttft_estimated_seconds_total", "Of these the times to first token estimated for the choice and for the endpoint that served: the difference is an estimate of what was lost.", "at"),
 		shadowSkipped:   counters("shadow_skipped_total", "Requests that Envoy showed and that were not watched: streams, bytes, too_large, no_body, refused, cut.", "cause"),
 	}
@@ -190,10 +190,15 @@ func (m *Metrics) held(cause holdCause, d time.Duration) {
 func (m *Metrics) decision(d *scoring.Decision) {
 	m.decisions.WithLabelValues(string(d.Reason)).Inc()
 	m.tokens.Add(float64(d.Prompt.Length()))
-	m.cached.Add(float64(d.Candidates[0].Cached))
+	m.cached.Add(float64(hits(&d.Candidates[0])))
 	m.estimate.Observe(d.Estimate().Seconds())
 	m.arms.decided(d)
 }
+
+// hits are the prompt tokens that an engine is expected to find in its caches: those
+// that are there, and those that requests before this one bring. The choice weighs
+// both.
+func hits(c *scoring.Candidate) scoring.Tokens { return c.Cached + c.Optimistic }
 
 // estimated compares what the choice expected of its endpoint with what came.
 // The label is the engine's own name of its model, of which there are few; what
@@ -214,7 +219,11 @@ func (m *Metrics) estimated(d *scoring.Decision, estimate, sinceSent time.Durati
 // shadow compares the endpoint that serves a request with the one that would have
 // been chosen.
 func (m *Metrics) shadow(d *scoring.Decision) {
-	if !d.Shadow.Placed {
+	switch {
+	case d.Prompt.Source == scoring.TokensNone:
+		m.shadowDecisions.WithLabelValues("no_prompt").Inc()
+		return
+	case !d.Shadow.Placed:
 		m.shadowDecisions.WithLabelValues("unknown").Inc()
 		return
 	}
@@ -225,7 +234,7 @@ func (m *Metrics) shadow(d *scoring.Decision) {
 	m.shadowDecisions.WithLabelValues(result).Inc()
 	m.shadowTokens.Add(float64(d.Prompt.Length()))
 	for at, c := range map[string]*scoring.Candidate{"served": served, "choice": choice} {
-		m.shadowCached.WithLabelValues(at).Add(float64(c.Cached))
+		m.shadowCached.WithLabelValues(at).Add(float64(hits(c)))
 		m.shadowEstimates.WithLabelValues(at).Add(c.Estimate.Seconds())
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -80,6 +81,7 @@ func exportedMetrics(t *testing.T) []metric {
 	cfg.LMCache.Coordinator.Listen, cfg.LMCache.Ask.Controller = "127.0.0.1:0", "http://127.0.0.1:1"
 	cfg.Endpoints = []discovery.Entry{{Address: "127.0.0.1:1", KVEvents: discovery.KVEventsEntry{Endpoint: "tcp://127.0.0.1:2"}}}
 	cfg.State.Directory = t.TempDir()
+	cfg.Decisions.File = filepath.Join(t.TempDir(), "decisions.jsonl")
 	if err := cfg.validate(); err != nil {
 		t.Fatal(err)
 	}

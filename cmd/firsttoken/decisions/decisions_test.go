@@ -33,7 +33,7 @@ func record(i int, change func(*firsttokenv1.Decision)) string {
 		Ended: timestamppb.New(time.Date(2026, 3, 1, 0, 1, i, 0, time.UTC)), ServedAddress: new("10.0.0.1:1"), ServedEndpoint: new("a"),
 		Candidates: []*firsttokenv1.Candidate{
 			{Endpoint: "a", Address: "10.0.0.1:1", CachedTokens: new(uint32(600)), EstimateSeconds: 1},
-			{Endpoint: "b", Address: "10.0.0.2:1", CachedTokens: new(uint32(100)), EstimateSeconds: 4},
+			{Endpoint: "b", Address: "10.0.0.2:1", CachedTokens: new(uint32(80)), OptimisticTokens: 20, EstimateSeconds: 4},
 		},
 	}
 	change(d)
@@ -49,6 +49,15 @@ func asItIs(*firsttokenv1.Decision) {}
 // elsewhere is a shadow's, served by b.
 func elsewhere(d *firsttokenv1.Decision) {
 	d.Shadow, d.ServedAddress, d.ServedEndpoint = true, new("10.0.0.2:1"), new("b")
+}
+
+// unsized is a shadow's without a prompt.
+func unsized(d *firsttokenv1.Decision) {
+	elsewhere(d)
+	d.TokenSource, d.PromptTokens, d.TtftSeconds = "none", 0, nil
+	for _, c := range d.GetCandidates() {
+		c.CachedTokens, c.OptimisticTokens = nil, 0
+	}
 }
 
 // day is a made-up file of everything that occurs.
@@ -70,6 +79,7 @@ func day() string {
 		record(8, func(d *firsttokenv1.Decision) { d.ServedAddress, d.ServedEndpoint, d.Arm = nil, nil, "new" }),
 		record(9, func(d *firsttokenv1.Decision) { d.TtftSeconds, d.Candidates[0].CachedTokens = nil, nil }),
 		record(9, asItIs),
+		record(14, unsized),
 		"", "{broken", `{"id":"x"}`, "\x00\xff",
 		record(10, func(d *firsttokenv1.Decision) { d.TtftSeconds = new(math.NaN()) }),
 		record(11, func(d *firsttokenv1.Decision) { d.Candidates[1].EstimateSeconds = math.Inf(1) }),
@@ -118,6 +128,7 @@ func TestFigures(t *testing.T) {
 		record(1, elsewhere),
 		record(2, func(d *firsttokenv1.Decision) { elsewhere(d); d.TtftSeconds = new(8.0) }),
 		record(3, func(d *firsttokenv1.Decision) { d.Shadow, d.ServedAddress, d.TtftSeconds = true, nil, nil }),
+		record(4, unsized), record(5, unsized),
 	}, "\n")).Figures()
 	if len(f.Groups) != 1 {
 		t.Fatalf("%d groups", len(f.Groups))
@@ -127,7 +138,8 @@ func TestFigures(t *testing.T) {
 		name      string
 		got, want float64
 	}{
-		{"requests", float64(g.Requests), 4},
+		{"requests", float64(g.Requests), 6},
+		{"without a prompt", float64(f.Unsized), 2},
 		{"placed", float64(g.Placed), 3},
 		{"agreed", float64(g.Agreed), 1},
 		{"hits at the choice", g.ChoiceHits, .6},
@@ -137,10 +149,26 @@ func TestFigures(t *testing.T) {
 		{"error, median", g.ErrorMedian, .5}, // 1 for 2, 4 for 2, 4 for 8
 		{"bias", g.Bias, 9./12 - 1},
 		{"gain", g.Gain, (0. + 3 + 3) / 3},
-		{"requests over mean", f.RequestsOverMean, 2 / 1.5},
+		{"requests over mean", f.RequestsOverMean, 4 / 2.5},
 	} {
 		if math.Abs(c.got-c.want) > 1e-9 {
 			t.Errorf("%s: %g, want %g", c.name, c.got, c.want)
+		}
+	}
+}
+
+// What requests under way bring counts as far as there is a prompt.
+func TestHitsOfRequestsUnderWay(t *testing.T) {
+	for _, c := range []struct {
+		cached *uint32
+		bring  uint32
+		want   float64
+	}{{new(uint32(600)), 0, .6}, {new(uint32(600)), 300, .9}, {new(uint32(0)), 300, .3}, {new(uint32(600)), math.MaxUint32, 1}, {nil, 300, 0}} {
+		g := read(t, record(0, func(d *firsttokenv1.Decision) {
+			d.Candidates[0].CachedTokens, d.Candidates[0].OptimisticTokens = c.cached, c.bring
+		})).Figures().Groups[0]
+		if math.Abs(g.ChoiceHits-c.want) > 1e-9 || g.ServedHits != g.ChoiceHits {
+			t.Errorf("%v cached, %d on their way: %g at the choice, %g where served, want %g", c.cached, c.bring, g.ChoiceHits, g.ServedHits, c.want)
 		}
 	}
 }

@@ -24,12 +24,12 @@ type Group struct {
 	Shadow   bool
 	Requests int
 	// Tokens are those of all prompts, Compared those of prompts of which it is
-	// known what the choice and the endpoint that served had cached: ChoiceHits and
-	// ServedHits are the shares of them.
+	// known what the choice and the endpoint that served had cached, or on its way by
+	// requests under way: ChoiceHits and ServedHits are the shares of them.
 	Tokens, Compared       float64
 	ChoiceHits, ServedHits float64
-	// Placed is of how many requests it is known who served them, Agreed of how
-	// many that was the choice.
+	// Placed is of how many requests with a prompt it is known who served them, Agreed
+	// of how many that was the choice.
 	Placed, Agreed int
 	// Times to first token in seconds, of Measured streamed answers.
 	Measured      int
@@ -39,8 +39,8 @@ type Group struct {
 	// Bias is the sum of estimates over that of measured times, less one.
 	Estimated                   int
 	ErrorMedian, ErrorP90, Bias float64
-	// Gain is the mean of how much sooner the first token was estimated to come at
-	// the choice than where it was served, in seconds.
+	// Gain is the mean, over requests with a prompt, of how much sooner the first token
+	// was estimated to come at the choice than where it was served, in seconds.
 	Gain float64
 }
 
@@ -59,7 +59,9 @@ type Endpoint struct {
 
 // Figures are what a page shows.
 type Figures struct {
-	From, To  time.Time
+	From, To time.Time
+	// Unsized is how many requests had no prompt.
+	Unsized   int
 	Groups    []Group
 	Endpoints []Endpoint
 	// MostOverMean is the largest of the endpoints' served requests, and of their
@@ -102,8 +104,10 @@ func (r *Records) Figures() Figures {
 		g.Requests++
 		g.Tokens += float64(w.prompt)
 		f.Endpoints[w.choice].Chosen++
+		if w.unsized {
+			f.Unsized++
+		}
 		if w.served >= 0 {
-			g.Placed++
 			placed++
 			e := &f.Endpoints[w.served]
 			e.Served++
@@ -113,8 +117,11 @@ func (r *Records) Figures() Figures {
 			} else {
 				e.Computed += float64(w.prompt)
 			}
-			if w.served == w.choice {
-				g.Agreed++
+			if !w.unsized {
+				g.Placed++
+				if w.served == w.choice {
+					g.Agreed++
+				}
 			}
 		}
 		if w.compared {
@@ -125,7 +132,7 @@ func (r *Records) Figures() Figures {
 		if w.ttft >= 0 {
 			ttft[w.group] = append(ttft[w.group], w.ttft)
 		}
-		if w.estimate >= 0 && w.served >= 0 {
+		if w.estimate >= 0 && w.served >= 0 && !w.unsized {
 			g.Gain += w.estimate - w.choiceEstimate
 			gains[w.group]++
 		}

@@ -34,6 +34,7 @@ func (r *Records) sections(f Figures) []section {
 		{"to", f.To.UTC().Format("2006-01-02 15:04:05")},
 		{"requests", strconv.Itoa(r.Read)},
 		{"of them shadow (somebody else chose)", strconv.Itoa(shadow)},
+		{"of them without a prompt (in no share of hits or agreement, nor in gains)", strconv.Itoa(f.Unsized)},
 		{"left out: read before", strconv.Itoa(r.Doubled)},
 		{"left out: not ended", strconv.Itoa(r.Open)},
 		{"left out: bad lines", strconv.Itoa(r.Bad)},
@@ -42,12 +43,12 @@ func (r *Records) sections(f Figures) []section {
 		read.Text = append(read.Text, "Bad line: "+fault.String())
 	}
 	if placed > 0 {
-		read.Text = append(read.Text, fmt.Sprintf("Of %d shadow requests of which it is known who served them, %s went where they would have been sent.",
+		read.Text = append(read.Text, fmt.Sprintf("Of %d shadow requests with a prompt of which it is known who served them, %s went where they would have been sent.",
 			placed, percent(float64(agreed)/float64(placed))))
 	}
 	caches := section{
 		Title: "Caches, by model, policy and arm",
-		Text: []string{"Hits are prompt tokens found in caches, as a share of the prompts of which both are known: at the policy's choice, and at the endpoint that served. " +
+		Text: []string{"Hits are prompt tokens in caches, or on their way there by requests under way, as a share of the prompts of which both are known: at the policy's choice, and at the endpoint that served. " +
 			"Where they differ, the choice is one step ahead of a past that others made: routed by it throughout, caches would hold other things."},
 		Head: []string{"model", "policy", "arm", "chosen by", "requests", "prompt tokens", "hits at the choice", "hits where served", "served by the choice"},
 	}

@@ -62,7 +62,7 @@ func (r *Records) Panels(f Figures) []report.Panel {
 		}
 		served.Curves = append(served.Curves, c)
 	}
-	hits := report.Panel{Title: "Prompt tokens found in caches", X: unit, Y: "share", Curves: []report.Curve{{Name: "at the choice"}, {Name: "where served"}}}
+	hits := report.Panel{Title: "Prompt tokens in caches or on their way there", X: unit, Y: "share", Curves: []report.Curve{{Name: "at the choice"}, {Name: "where served"}}}
 	times := report.Panel{Title: "Time to first token", X: unit, Y: "seconds", Curves: []report.Curve{{Name: "measured p50"}, {Name: "measured p95"}, {Name: "estimated p50"}}}
 	for i := range buckets {
 		b := &buckets[i]

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // maxLine is the longest line that is read, more than /decisions answers for a
@@ -58,8 +59,10 @@ type row struct {
 	group          int32
 	choice, served int32
 	prompt         uint32
-	// Tokens cached at the choice and at the endpoint that served; compared: both
-	// are known.
+	// unsized: no prompt was read of the request, so that nothing but load decided.
+	unsized bool
+	// Tokens that the choice and the endpoint that served had cached, or on their way
+	// by requests under way; compared: both are known.
 	choiceCached, servedCached uint32
 	compared                   bool
 	// ttft is measured; estimate is what was estimated for the endpoint that it was
@@ -238,7 +241,7 @@ func (r *Records) row(d *firsttokenv1.Decision) row {
 		at:     d.GetTime().AsTime(),
 		group:  r.groups.of(group{d.GetModel(), d.GetPolicy(), d.GetArm(), d.GetShadow()}),
 		choice: r.places.of(choice.GetEndpoint()), served: -1,
-		prompt: d.GetPromptTokens(), ttft: -1, estimate: -1, choiceEstimate: choice.GetEstimateSeconds(),
+		prompt: d.GetPromptTokens(), unsized: d.GetTokenSource() == string(scoring.TokensNone), ttft: -1, estimate: -1, choiceEstimate: choice.GetEstimateSeconds(),
 	}
 	if d.TtftSeconds != nil {
 		w.ttft = d.GetTtftSeconds()
@@ -256,11 +259,17 @@ func (r *Records) row(d *firsttokenv1.Decision) row {
 			w.estimate = c.GetEstimateSeconds()
 		}
 		if choice.CachedTokens != nil && c.CachedTokens != nil {
-			w.compared, w.choiceCached, w.servedCached = true, choice.GetCachedTokens(), c.GetCachedTokens()
+			w.compared, w.choiceCached, w.servedCached = true, hits(d, choice), hits(d, c)
 		}
 		break
 	}
 	return w
+}
+
+// hits are the prompt tokens that an engine is expected to find: those in its caches,
+// and those that requests before this one bring. Engines count both.
+func hits(d *firsttokenv1.Decision, c *firsttokenv1.Candidate) uint32 {
+	return c.GetCachedTokens() + min(c.GetOptimisticTokens(), d.GetPromptTokens()-c.GetCachedTokens())
 }
 
 // finite guards what is printed: figures are never NaN.
