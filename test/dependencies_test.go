@@ -2,6 +2,7 @@ package test
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,6 +24,22 @@ func TestDependenciesAreDocumented(t *testing.T) {
 	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(page, -1) {
 		if !slices.ContainsFunc(inUse, func(d dependency) bool { return d.name == row[1] }) {
 			t.Errorf("docs/dependencies.md has a row for %s, which nothing uses directly", row[1])
+		}
+	}
+}
+
+// Python 3 with pip, as CONTRIBUTING.md asks for, is enough: Debian's venv has no
+// pip without a package of its own.
+func TestSetUpNeedsPipAlone(t *testing.T) {
+	scripts, err := filepath.Glob("*/setup.sh")
+	if err != nil || len(scripts) < 5 {
+		t.Fatalf("found only %v (%v)", scripts, err)
+	}
+	for _, script := range scripts {
+		for line := range strings.Lines(read(t, script)) {
+			if strings.Contains(line, "-m venv") && !strings.Contains(line, "--without-pip") {
+				t.Errorf("%s needs python3-venv: %s", script, strings.TrimSpace(line))
+			}
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package overhead_test
 
 import (
+	"cmp"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -53,12 +55,13 @@ func (b *bench) compare(t *testing.T, r *report, requests, turns int) {
 // startPython runs one of the proxies and returns its address.
 func (b *bench) startPython(t *testing.T, script string) string {
 	t.Helper()
-	python := need(t, filepath.Join(tools(t), "proxies", "bin", "python"), "make bench-envoy")
+	packages := need(t, filepath.Join(tools(t), "proxies"), "make bench-envoy")
+	python := cmp.Or(os.Getenv("PYTHON"), "python3")
 	args := []string{script}
 	for _, e := range b.engines {
 		args = append(args, "http://"+e.address)
 	}
-	p := start(t, script, []string{"PYTHONDONTWRITEBYTECODE=1"}, python, args...)
+	p := start(t, script, []string{"PYTHONDONTWRITEBYTECODE=1", "PYTHONPATH=" + packages}, python, args...)
 	var bound struct{ Listen string }
 	p.announcement(t, &bound)
 	return bound.Listen

@@ -6,14 +6,17 @@ set -eu
 
 python=${PYTHON:-python3}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-venv=${1:-$here/../../.tools}/proxies
+dir=${1:-$here/../../.tools}/proxies
 # Wheels are made for one Python.
-stamp="$(cat "$here/requirements.txt") $("$python" -c 'import sys; print(sys.implementation.cache_tag)')"
-if [ "$(cat "$venv/.stamp" 2>/dev/null)" = "$stamp" ]; then
+stamp="$(cat "$here/requirements.txt" "$here/setup.sh" | sha256sum) $("$python" -c 'import sys; print(sys.implementation.cache_tag)')"
+if [ "$(cat "$dir/.stamp" 2>/dev/null)" = "$stamp" ]; then
 	exit
 fi
-echo "installing FastAPI, uvicorn, httpx and aiohttp for the benchmark ($venv)" >&2
-rm -rf "$venv"
-"$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: -r "$here/requirements.txt"
-printf '%s\n' "$stamp" >"$venv/.stamp"
+echo "installing FastAPI, uvicorn, httpx and aiohttp for the benchmark ($dir)" >&2
+rm -rf "$dir" "$dir.part"
+mkdir -p "$dir.part"
+# --target and no environment: Debian's Python makes none without python3-venv.
+"$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --only-binary=:all: \
+	--target "$dir.part" -r "$here/requirements.txt"
+printf '%s\n' "$stamp" >"$dir.part/.stamp"
+mv "$dir.part" "$dir"

