@@ -21,8 +21,9 @@ RUN prompt/native/build.sh
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
+ARG VERSION=dev
 RUN eval "$(prompt/native/build.sh env)" \
-	&& go build -buildvcs=false -trimpath -ldflags "-s -w" -o /out/firsttoken ./cmd/firsttoken \
+	&& go build -buildvcs=false -trimpath -ldflags "-s -w -X main.release=${VERSION}" -o /out/firsttoken ./cmd/firsttoken \
 	&& test/tools/notices.sh /out/NOTICES
 
 FROM debian:${DEBIAN}-slim

@@ -24,6 +24,13 @@ func TestDockerfile(t *testing.T) {
 	if user := found(`(?m)^USER (\d+):`); !strings.Contains(read(t, "../manifests/service.go"), "const user = "+user+"\n") {
 		t.Errorf("user %s is not that of the manifests", user)
 	}
+	// The program in the image knows its version: from a build argument of its own
+	// stage, by the name that the program has for it.
+	stage, _, _ := strings.Cut(file, "\nFROM debian")
+	variable := found(`-X main\.(\w+)=\$\{VERSION\}`)
+	if !strings.Contains(read(t, "../cmd/firsttoken/version.go"), "\nvar "+variable+" string\n") || !strings.Contains(stage, "\nARG VERSION=") {
+		t.Errorf("nothing takes the version that is passed as main.%s", variable)
+	}
 	for _, script := range []string{"prompt/native/build.sh", "test/tools/notices.sh"} {
 		if info, err := os.Stat("../" + script); !strings.Contains(file, script) || err != nil || info.Mode()&0o100 == 0 {
 			t.Errorf("%s is not called, or cannot be (%v)", script, err)

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"runtime/debug"
 	"strings"
 )
+
+// release is what a build without a checkout says of itself: go build -ldflags
+// "-X main.release=v1.2.3".
+var release string
 
 // version is the module's version with the commit it was built from, as far as
 // the build knows them.
@@ -12,7 +17,7 @@ func version() string {
 	if !ok {
 		return "unknown"
 	}
-	v := strings.Trim(info.Main.Version, "()")
+	v := cmp.Or(release, strings.Trim(info.Main.Version, "()"))
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" && !strings.Contains(v, setting.Value[:min(12, len(setting.Value))]) {
 			v += " " + setting.Value
