@@ -40,17 +40,18 @@ type Patches struct {
 	Pool, Service *yaml.Node
 }
 
-// patchFilter names the filter and what switches it on. A gateway may have
-// other ext_proc filters, which the usual name is for.
-const patchFilter = "firsttoken"
-
-// Patches are those for a gateway in which the service is the given cluster. Of
-// c only DecisionDeadline, MaxMessageTimeout and BodyLimit count. The error
-// joins every fault.
-func (c Config) Patches(service string) (*Patches, error) {
+// Patches are those for a gateway in which the service is the given cluster. The
+// filter, and what switches it on for the route, have the given name, which no
+// other ext_proc filter of the gateway may have: another service's would be
+// switched on with ours. Of c only DecisionDeadline, MaxMessageTimeout and
+// BodyLimit count. The error joins every fault.
+func (c Config) Patches(filter, service string) (*Patches, error) {
 	// What a patch has no part for.
 	c.Route, c.Listen, c.Standby, c.BodyMode, c.Rescue = RouteOverrideHost, "127.0.0.1:0", nil, BodyBuffered, nil
 	faults := c.ValidateResources()
+	if filter == "" {
+		faults = errors.Join(faults, errors.New("filter: is empty; write a name for it that is told from those of other installations"))
+	}
 	if service == "" {
 		faults = errors.Join(faults, errors.New("service: is empty; write the name of its cluster in the gateway"))
 	}
@@ -64,8 +65,8 @@ func (c Config) Patches(service string) (*Patches, error) {
 	}{
 		{&p.Listener, &listenerv3.Listener{PerConnectionBufferLimitBytes: c.listener().GetPerConnectionBufferLimitBytes()}},
 		{&p.Manager, c.managerPatch(service)},
-		{&p.Filter, c.filterPatch(service)},
-		{&p.Route, c.routePatch()},
+		{&p.Filter, c.filterPatch(filter, service)},
+		{&p.Route, c.routePatch(filter)},
 		{&p.Pool, &clusterv3.Cluster{
 			LoadBalancingPolicy: &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{poolPolicy()}},
 		}},
@@ -114,21 +115,21 @@ func decided() *accesslogv3.AccessLogFilter {
 	}}
 }
 
-func (c Config) filterPatch(service string) *hcmv3.HttpFilter {
+func (c Config) filterPatch(name, service string) *hcmv3.HttpFilter {
 	external := c.externalProcessor()
 	external.GetGrpcService().GetEnvoyGrpc().ClusterName = service
 	return &hcmv3.HttpFilter{
-		Name: patchFilter, Disabled: true,
+		Name: name, Disabled: true,
 		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(external)},
 	}
 }
 
-func (c Config) routePatch() *routev3.Route {
+func (c Config) routePatch(filter string) *routev3.Route {
 	route := c.route("", nil)
 	route.Match = nil
 	// The gateway's own stream_idle_timeout cuts what queues for long.
 	route.GetRoute().IdleTimeout = durationpb.New(0)
-	route.TypedPerFilterConfig = map[string]*anypb.Any{patchFilter: pack(&extprocv3.ExtProcPerRoute{
+	route.TypedPerFilterConfig = map[string]*anypb.Any{filter: pack(&extprocv3.ExtProcPerRoute{
 		Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{}},
 	})}
 	return route

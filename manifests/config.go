@@ -143,6 +143,8 @@ func (c Config) validate(kind Kind) error {
 	switch {
 	case kind == InferencePool && !c.TLS:
 		faults = append(faults, errors.New("server.tls.enabled: is false, but gateways speak TLS with the picker of an InferencePool; write true"))
+	case kind == Sidecar && c.TLS:
+		faults = append(faults, errors.New("server.tls.enabled: is true, but a sidecar's Envoy reaches the service over a unix socket, which has no TLS; write false"))
 	case kind == EnvoyGateway && c.TLS:
 		faults = append(faults, errors.New("server.tls.enabled: is true, but Envoy Gateway would verify the certificate against a BackendTLSPolicy that is not printed; write false"))
 	case kind == EnvoyGateway && c.Gateway.Class == "" || kind == InferencePool && c.Gateway.Class == "":

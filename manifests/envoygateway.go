@@ -13,7 +13,7 @@ const envoyGatewayAPI = "gateway.envoyproxy.io/v1alpha1"
 // envoyGateway has a Gateway of Envoy Gateway ask the service. Everything is
 // said by its own policies; the choice is obeyed by endpointOverride.
 func (c Config) envoyGateway() ([]document, error) {
-	if _, err := c.Envoy.Patches(c.Name); err != nil {
+	if _, err := c.Envoy.Patches(c.Name, c.Name); err != nil {
 		return nil, err // for its limits, which are put in other words below
 	}
 	picker := list{object{"name": c.Name, "port": portChoices}}
@@ -33,6 +33,7 @@ func (c Config) envoyGateway() ([]document, error) {
 		object{"name": envoy.HeaderServed, "value": "%UPSTREAM_REMOTE_ADDRESS%"},
 		object{"name": envoy.HeaderReason, "value": "%DYNAMIC_METADATA(" + envoy.Metadata + ":" + envoy.KeyReason + ")%"},
 		object{"name": envoy.HeaderID, "value": "%DYNAMIC_METADATA(" + envoy.Metadata + ":" + envoy.KeyID + ")%"},
+		object{"name": envoy.HeaderArm, "value": "%DYNAMIC_METADATA(" + envoy.Metadata + ":" + envoy.KeyArm + ")%"},
 	}}}}
 	return append(c.alone("kubernetes.io/h2c"),
 		document{"What clients reach.", gateway},

@@ -33,7 +33,7 @@ func (c Config) istio() ([]document, error) {
 				"spec": object{
 					"hosts": list{c.Gateway.Host}, "gateways": list{c.Name},
 					"http": list{object{
-						"name":    c.routeName(),
+						"name":    c.atGateway(),
 						"retries": object{"attempts": 0},
 						"route":   list{object{"destination": object{"host": c.host(c.Engines.Service), "port": object{"number": c.Engines.Port}}}},
 					}},
@@ -75,8 +75,9 @@ func (c Config) destinationRule(service string, policy object) object {
 	}
 }
 
-// routeName is told apart from that of another installation at the same gateway.
-func (c Config) routeName() string { return c.Name + "." + c.Namespace }
+// atGateway names what is ours in a gateway that other installations may share:
+// the EnvoyFilter, the route and the HTTP filter.
+func (c Config) atGateway() string { return c.Name + "." + c.Namespace }
 
 // cluster is what Istio calls a Service's port.
 func (c Config) cluster(service string, port int) string {
@@ -85,7 +86,7 @@ func (c Config) cluster(service string, port int) string {
 
 func (c Config) envoyFilter() (document, error) {
 	service, engines := c.cluster(c.Name, portChoices), c.cluster(c.Engines.Service, c.Engines.Port)
-	p, err := c.Envoy.Patches(service)
+	p, err := c.Envoy.Patches(c.atGateway(), service)
 	if err != nil {
 		return document{}, fmt.Errorf("manifests: %w", err)
 	}
@@ -93,14 +94,14 @@ func (c Config) envoyFilter() (document, error) {
 	beforeRouter := object{"filterChain": object{"filter": object{
 		"name": "envoy.filters.network.http_connection_manager", "subFilter": object{"name": "envoy.filters.http.router"},
 	}}}
-	route := object{"vhost": object{"route": object{"name": c.routeName()}}}
+	route := object{"vhost": object{"route": object{"name": c.atGateway()}}}
 	return document{
 		`What the gateway's Envoy is told: to ask the service on the engines' route, and on no other; to obey its choice
 where the engines' pods are; to leave a service alone that is gone. On all routes of the gateway it
 takes bodies of the service's limit, and no control header from a client.`,
 		object{
 			"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
-			"metadata": c.metadata(c.Name, c.Gateway.Namespace),
+			"metadata": c.metadata(c.atGateway(), c.Gateway.Namespace),
 			"spec": object{
 				"workloadSelector": object{"labels": c.Gateway.Selector},
 				"configPatches": list{

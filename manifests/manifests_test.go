@@ -140,6 +140,8 @@ func TestReferences(t *testing.T) {
 					refs += checkDeployment(t, all, d)
 				case "Service":
 					refs += checkService(t, all, d)
+				case "NetworkPolicy":
+					refs += checkNetworkPolicy(t, all, d)
 				case "VirtualService", "DestinationRule", "EnvoyFilter":
 					refs += checkIstio(t, all, d)
 				}
@@ -197,13 +199,7 @@ func checkService(t *testing.T, all []object, d object) (refs int) {
 	if at(d, "spec", "clusterIP") == "None" {
 		return 0 // the engines are somebody else's
 	}
-	deployment := named(all, "Deployment", at(d, "spec", "selector", "app.kubernetes.io/name"))
-	var ports []any
-	walk("", deployment, func(_ string, m object) {
-		if m["containerPort"] != nil {
-			ports = append(ports, m["name"])
-		}
-	})
+	ports := portsOf(named(all, "Deployment", at(d, "spec", "selector", "app.kubernetes.io/name")))
 	for _, p := range at(d, "spec", "ports").([]any) {
 		if !slices.Contains(ports, at(p, "targetPort")) {
 			t.Errorf("no container has the port %v", at(p, "targetPort"))
@@ -211,6 +207,93 @@ func checkService(t *testing.T, all []object, d object) (refs int) {
 		refs++
 	}
 	return refs
+}
+
+// portsOf are the names of the ports of a Deployment's containers.
+func portsOf(deployment object) (ports []any) {
+	walk("", deployment, func(_ string, m object) {
+		if m["containerPort"] != nil {
+			ports = append(ports, m["name"])
+		}
+	})
+	return ports
+}
+
+// checkNetworkPolicy finds every port of the pod open to all, but for admin.
+func checkNetworkPolicy(t *testing.T, all []object, d object) (refs int) {
+	t.Helper()
+	want := portsOf(named(all, "Deployment", at(d, "spec", "podSelector", "matchLabels", "app.kubernetes.io/name")))
+	if at(d, "spec", "policyTypes", 0) != "Ingress" || len(want) < 3 {
+		t.Errorf("the policy is of %v, for a pod with the ports %v", at(d, "spec", "policyTypes"), want)
+	}
+	for _, rule := range at(d, "spec", "ingress").([]any) {
+		for _, p := range at(rule, "ports").([]any) {
+			name := at(p, "port")
+			i := slices.Index(want, name)
+			if i < 0 {
+				t.Errorf("no container has the port %v", name)
+				continue
+			}
+			want = slices.Delete(want, i, i+1)
+			label := at(rule, "from", 0, "namespaceSelector", "matchLabels", "firsttoken/admin")
+			if wide := at(rule, "from") == nil; wide != (name != "admin") || !wide && label != "true" {
+				t.Errorf("the port %v is open to %v", name, at(rule, "from"))
+			}
+			refs++
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("nobody reaches the ports %v", want)
+	}
+	return refs
+}
+
+// Of two installations at one gateway of Istio neither overwrites the other, nor
+// is its filter switched on by the other's route.
+func TestTwoAtOneIstio(t *testing.T) {
+	seen := map[any]string{}
+	for _, c := range []struct{ name, namespace string }{{"firsttoken", "a"}, {"firsttoken", "b"}, {"other", "a"}} {
+		config := example(false)
+		config.Name, config.Namespace = c.name, c.namespace
+		where := c.namespace + "/" + c.name
+		var filter, switches any
+		for _, d := range documents(t, config, manifests.Istio) {
+			if d["kind"] != "EnvoyFilter" {
+				continue
+			}
+			if name := at(d, "metadata", "name"); seen[name] != "" {
+				t.Errorf("%s and %s both print the EnvoyFilter %v", seen[name], where, name)
+			}
+			seen[at(d, "metadata", "name")] = where
+			for _, p := range at(d, "spec", "configPatches").([]any) {
+				switch at(p, "applyTo") {
+				case "HTTP_FILTER":
+					filter = at(p, "patch", "value", "name")
+				case "HTTP_ROUTE":
+					for key := range at(p, "patch", "value", "typed_per_filter_config").(object) {
+						switches = key
+					}
+				}
+			}
+		}
+		if other := seen[[2]any{filter}]; filter == nil || filter != switches || other != "" {
+			t.Errorf("%s: the filter is %v, as that of %q; the route switches on %v", where, filter, other, switches)
+		}
+		seen[[2]any{filter}] = where
+	}
+}
+
+// Clients are told as much by Envoy Gateway as by every other Envoy.
+func TestEnvoyGatewayTellsClients(t *testing.T) {
+	text, err := example(false).Print(manifests.EnvoyGateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []string{envoy.HeaderServed, envoy.HeaderReason, envoy.HeaderID, envoy.HeaderArm} {
+		if !strings.Contains(string(text), "- name: "+header+"\n") {
+			t.Errorf("no answer has %s", header)
+		}
+	}
 }
 
 // checkIstio looks for Services by their whole names, and for routes by theirs.
@@ -277,6 +360,7 @@ func TestFaults(t *testing.T) {
 		{"same name", manifests.Istio, func(c *manifests.Config) { c.Name = "vllm" }, `has the name of ours, "vllm"`},
 		{"no TLS", manifests.InferencePool, func(*manifests.Config) {}, "server.tls.enabled: is false"},
 		{"TLS", manifests.EnvoyGateway, func(c *manifests.Config) { c.TLS = true }, "server.tls.enabled: is true"},
+		{"TLS on a socket", manifests.Sidecar, func(c *manifests.Config) { c.TLS = true }, "server.tls.enabled: is true, but a sidecar's"},
 		{"no class", manifests.EnvoyGateway, func(c *manifests.Config) { c.Gateway.Class = "" }, "gateway class: is empty"},
 		{"no gateway", manifests.Istio, func(c *manifests.Config) { c.Gateway.Selector = nil }, "gateway: give the namespace"},
 		{"no deadline", manifests.Istio, func(c *manifests.Config) { c.Envoy.DecisionDeadline = 0 }, "decision deadline: is 0s"},

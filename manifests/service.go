@@ -9,10 +9,11 @@ import (
 // a file that is mounted alone never changes.
 const configFolder = "/etc/firsttoken"
 
-const (
-	stateFolder = "/var/lib/firsttoken"
-	cacheFolder = "/var/cache/firsttoken"
-)
+// StateFolder is the one folder of a pod for files that the service writes. It
+// ends with the pod.
+const StateFolder = "/var/lib/firsttoken"
+
+const cacheFolder = "/var/cache/firsttoken"
 
 // user is who the containers run as: the image's own. A sidecar's Envoy must be
 // the same, or could not write to the socket.
@@ -82,7 +83,7 @@ func (c Config) deploymentOf(containers, volumes list) object {
 func (c Config) container(listen string) object {
 	mounts := list{
 		object{"name": "config", "mountPath": configFolder, "readOnly": true},
-		object{"name": "state", "mountPath": stateFolder},
+		object{"name": "state", "mountPath": StateFolder},
 		object{"name": "cache", "mountPath": cacheFolder},
 	}
 	for _, m := range c.Mounts {
@@ -93,7 +94,7 @@ func (c Config) container(listen string) object {
 		"image": c.Image,
 		"args": list{
 			"serve", "--config", path.Join(configFolder, "firsttoken.yml"), "--listen", listen,
-			"--admin-listen", "0.0.0.0:9090", "--state-dir", stateFolder,
+			"--admin-listen", "0.0.0.0:9090", "--state-dir", StateFolder,
 		},
 		"env":     list{object{"name": "HF_HOME", "value": cacheFolder}},
 		"envFrom": list{object{"secretRef": object{"name": c.Name, "optional": true}}},
@@ -171,6 +172,40 @@ func (c Config) servicePorts() list {
 	return ports
 }
 
+// labelAdmin is that of namespaces whose pods may reach the admin port.
+const labelAdmin = "firsttoken/admin"
+
+// networkPolicy lets anybody reach what the service is for, by the names of
+// ports, and those who watch and steer it the admin port.
+func (c Config) networkPolicy(ports ...string) document {
+	var open list
+	for _, p := range c.Ports {
+		ports = append(ports, p.Name)
+	}
+	for _, name := range ports {
+		open = append(open, object{"port": name, "protocol": "TCP"})
+	}
+	return document{
+		`Who reaches the pod. The admin port switches choosing off and shows decisions: it is for namespaces that are
+labelled so (kubectl label namespace monitoring ` + labelAdmin + `=true). The kubelet's probes and kubectl port-forward
+need no rule. Only a network plugin that enforces NetworkPolicies heeds this.`,
+		object{
+			"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": c.metadata(c.Name, c.Namespace),
+			"spec": object{
+				"podSelector": object{"matchLabels": c.selector()},
+				"policyTypes": list{"Ingress"},
+				"ingress": list{
+					object{"ports": open},
+					object{
+						"ports": list{object{"port": "admin", "protocol": "TCP"}},
+						"from":  list{object{"namespaceSelector": object{"matchLabels": object{labelAdmin: "true"}}}},
+					},
+				},
+			},
+		},
+	}
+}
+
 // engines is the headless Service by which the service finds the engines.
 func (c Config) engines() document {
 	return document{
@@ -188,5 +223,5 @@ an engine. It asks anew every discovery.resolve_interval.`,
 
 // alone are the documents of a service that runs by itself.
 func (c Config) alone(protocol string) []document {
-	return []document{c.account(), c.configMap(), c.deployment(), c.service(protocol), c.engines()}
+	return []document{c.account(), c.configMap(), c.deployment(), c.service(protocol), c.networkPolicy("choices"), c.engines()}
 }

@@ -68,6 +68,7 @@ shared between them. A Secret of the same name, where there is one, becomes the 
 				object{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"},
 			}, c.servicePorts()...)),
 		},
+		c.networkPolicy("http"),
 	}
 	if c.Engines.Service != "" {
 		documents = append(documents, c.engines())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -106,6 +107,15 @@ func forManifests(cfg config, kind manifests.Kind, m *manifests.Config) error {
 	if m.Namespace == "" {
 		m.Namespace = "default"
 	}
+	if c := cfg.LMCache.Controller; cfg.LMCache.Enabled && c.Heartbeat != "" && c.AdvertiseHeartbeat == "" {
+		faults = append(faults, fmt.Errorf("lmcache.controller.advertise_heartbeat: is empty, so workers, which ask once, would be told the address of a pod, and none would reach the next one; write %s", servicesHost(*m)))
+	}
+	if n := len(cfg.Server.Services); n > 1 {
+		faults = append(faults, fmt.Errorf("server.services: there are %d, but one service is printed; leave the key out, a pod that ends is replaced", n))
+	}
+	if kind == manifests.EnvoyGateway && !cfg.Server.DestinationHeader {
+		faults = append(faults, errors.New("server.destination_header: is false, but Envoy Gateway reads the choice in that header alone; write true"))
+	}
 	if m.Gateway.Class == "" {
 		m.Gateway.Class = map[manifests.Kind]string{manifests.EnvoyGateway: "eg", manifests.InferencePool: "istio"}[kind]
 	}
@@ -119,31 +129,33 @@ func forManifests(cfg config, kind manifests.Kind, m *manifests.Config) error {
 		faults = append(faults, tells(cfg.Server, envoy.RouteOverrideHost), serviceForEnvoy(cfg, &m.Envoy))
 		return errors.Join(faults...)
 	}
-	if m.TLS {
-		m.Envoy.ServiceTLS = &envoy.PortTLS{}
-		if cfg.Server.TLS.ClientCAFile != "" {
-			faults = append(faults, errors.New("server.tls.client_ca_file: the sidecar's Envoy shows no certificate; leave TLS off, nobody else reaches the socket"))
-		}
-	}
 	return errors.Join(append(faults, forEnvoy(cfg, &m.Envoy))...)
 }
 
 // foreignPaths are files and folders of the configuration that a pod does not
 // have. The state's folder is not among them: a flag names another.
 func foreignPaths(cfg config, mounts []manifests.Mount) (faults []error) {
+	below := func(file, folder string) bool { return file == folder || strings.HasPrefix(file, folder+"/") }
 	look := func(key, file, instead string) {
-		in := func(m manifests.Mount) bool { return file == m.Path || strings.HasPrefix(file, m.Path+"/") }
+		in := func(m manifests.Mount) bool { return below(file, m.Path) }
 		if file != "" && !slices.ContainsFunc(mounts, in) {
 			faults = append(faults, fmt.Errorf("%s: %q is a path of this machine, not of a pod; %sgive its folder there by --mount, such as claim/models:%s, and write the absolute path",
 				key, file, instead, path.Dir(file)))
 		}
 	}
 	for i, model := range cfg.Prompt.Models {
-		if key := fmt.Sprintf("prompt.models[%d]", i); !hub.IsID(model.Tokenizer) {
+		key := fmt.Sprintf("prompt.models[%d]", i)
+		if !hub.IsID(model.Tokenizer) {
 			look(key+".tokenizer", model.Tokenizer, "write the model's id on a hub, or ")
-		} else {
-			look(key+".chat_template", model.ChatTemplate, "")
 		}
+		look(key+".chat_template", model.ChatTemplate, "")
+	}
+	if file := cfg.Server.OffFile; !below(file, manifests.StateFolder) {
+		look("server.off_file", file, "write one below "+manifests.StateFolder+", or ")
+	}
+	if file := cfg.Decisions.File; file != "" && !below(file, manifests.StateFolder) {
+		// What is mounted is read-only.
+		faults = append(faults, fmt.Errorf("decisions.file: %q is nothing that a pod could write; write a path below %s, which ends with the pod", file, manifests.StateFolder))
 	}
 	look("discovery.tls.ca_file", cfg.Discovery.TLS.CAFile, "")
 	for _, port := range []struct {
@@ -155,6 +167,11 @@ func foreignPaths(cfg config, mounts []manifests.Mount) (faults []error) {
 		}
 	}
 	return faults
+}
+
+// servicesHost is the printed Service by its whole name.
+func servicesHost(m manifests.Config) string {
+	return m.Name + "." + m.Namespace + "." + cmp.Or(m.Engines.Domain, "svc.cluster.local")
 }
 
 // podPorts fills in the ports that others connect to. The error names those

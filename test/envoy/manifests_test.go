@@ -180,7 +180,7 @@ func startIstio(t *testing.T, s *service, engines ...*engine) *proxy {
 	}
 	b := &bootstrapv3.Bootstrap{}
 	fromYAML(t, fmt.Sprintf(gatewayOfIstio, strings.Join(addresses, ", "), lbEndpoint(s.address)), b)
-	filter := printed(t, inPods(engines...), manifests.Istio, "EnvoyFilter", "firsttoken")
+	filter := printed(t, inPods(engines...), manifests.Istio, "EnvoyFilter", "firsttoken.inference")
 	applied := map[string]int{}
 	for _, p := range filter["spec"].(map[string]any)["configPatches"].([]any) {
 		patch := istioPatch{t, p.(map[string]any)}

@@ -15,6 +15,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/json"
@@ -30,6 +31,8 @@ var builtin = map[string]func() any{
 	"v1 ServiceAccount":        func() any { return &corev1.ServiceAccount{} },
 	"apps/v1 Deployment":       func() any { return &appsv1.Deployment{} },
 	"apps/v1 StatefulSet":      func() any { return &appsv1.StatefulSet{} },
+
+	"networking.k8s.io/v1 NetworkPolicy": func() any { return &networkingv1.NetworkPolicy{} },
 }
 
 // manifest is one document of a file.
@@ -147,7 +150,7 @@ func TestExamples(t *testing.T) {
 	for _, kind := range []string{
 		"networking.istio.io/v1alpha3 EnvoyFilter", "networking.istio.io/v1 DestinationRule", "networking.istio.io/v1 VirtualService",
 		"gateway.envoyproxy.io/v1alpha1 EnvoyExtensionPolicy", "gateway.envoyproxy.io/v1alpha1 BackendTrafficPolicy",
-		"inference.networking.k8s.io/v1 InferencePool", "gateway.networking.k8s.io/v1 HTTPRoute", "apps/v1 Deployment",
+		"inference.networking.k8s.io/v1 InferencePool", "gateway.networking.k8s.io/v1 HTTPRoute", "apps/v1 Deployment", "networking.k8s.io/v1 NetworkPolicy",
 	} {
 		if !slices.Contains(seen, kind) {
 			t.Errorf("no example has a %s", kind)
