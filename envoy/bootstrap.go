@@ -332,10 +332,11 @@ func extension(name string, config proto.Message) *corev3.TypedExtensionConfig {
 	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: pack(config)}
 }
 
-// pack wraps a message for a typed_config field.
+// pack wraps a message for a typed_config field. The same message is the same bytes,
+// maps in it too: of those a version is made by which Envoys are told what is new.
 func pack(m proto.Message) *anypb.Any {
-	a, err := anypb.New(m)
-	if err != nil {
+	a := new(anypb.Any)
+	if err := anypb.MarshalFrom(a, m, proto.MarshalOptions{Deterministic: true}); err != nil {
 		panic(err) // only a message that cannot be marshalled, which is none of ours
 	}
 	return a

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/firsttoken/firsttoken/envoy"
 )
@@ -199,5 +200,58 @@ func TestBootstrapFaults(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Which values make the listener or the pool's cluster another one, as docs/xds.md
+// has it: Envoy ends what the former listener carries.
+func TestWhatIsAnotherAfterARestart(t *testing.T) {
+	members := []envoy.Member{{Address: "10.0.0.1:8000", Health: envoy.Healthy}, {Address: "10.0.0.2:443", Host: "engine.example.com", TLS: true, Health: envoy.Healthy}}
+	pool := func(c envoy.Config) proto.Message { return c.Clusters(members)[0] }
+	rescuing := func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Minute} }
+	for name, row := range map[string]struct {
+		before, change func(*envoy.Config)
+		listener, pool bool
+	}{
+		"server.body_limit_bytes":    {change: func(c *envoy.Config) { c.BodyLimit *= 2 }, listener: true},
+		"server.decision_deadline":   {change: func(c *envoy.Config) { c.DecisionDeadline *= 2 }, listener: true},
+		"server.max_message_timeout": {change: func(c *envoy.Config) { c.MaxMessageTimeout = time.Minute }, listener: true},
+		"server.rescue.enabled":      {change: rescuing, listener: true, pool: true},
+		"server.rescue.max":          {before: rescuing, change: func(c *envoy.Config) { c.Rescue = &envoy.Rescue{Longest: time.Second} }, pool: true},
+		"server.services":            {change: func(c *envoy.Config) { c.Standby = []string{"127.0.0.1:9004"} }, listener: true},
+		"xds.envoy_listen":           {change: func(c *envoy.Config) { c.Listen = "127.0.0.1:80" }, listener: true},
+		"xds.body_mode":              {change: func(c *envoy.Config) { c.BodyMode = envoy.BodyFullDuplex }, listener: true},
+		"xds.shadow":                 {change: func(c *envoy.Config) { c.Shadow = &envoy.Shadow{Balancer: envoy.RoundRobin, Streams: 1} }, listener: true, pool: true},
+		"xds.canary":                 {change: func(c *envoy.Config) { c.Canary = &envoy.Canary{Percent: 1, Header: "x-canary", UserHeader: "x-user"} }},
+		"discovery.tls.skip_verify":  {change: func(c *envoy.Config) { c.SkipVerify = true }, pool: true},
+		"endpoints":                  {change: func(*envoy.Config) { members[0].Address = "10.0.0.3:8000" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := example()
+			if row.before != nil {
+				row.before(&c)
+			}
+			listener, cluster := c.Listeners()[0], pool(c)
+			row.change(&c)
+			if another := !proto.Equal(listener, c.Listeners()[0]); another != row.listener {
+				t.Errorf("another listener: %t, docs/xds.md says %t", another, row.listener)
+			}
+			if another := !proto.Equal(cluster, pool(c)); another != row.pool {
+				t.Errorf("another pool: %t, docs/xds.md says %t", another, row.pool)
+			}
+		})
+	}
+}
+
+// The same configuration is the same bytes each time, or Envoys would be told
+// their listener anew at every change of an endpoint.
+func TestListenerIsTheSameEachTime(t *testing.T) {
+	c := example()
+	c.Rescue = &envoy.Rescue{Longest: time.Minute}
+	first := c.Listeners()[0]
+	for range 20 { // maps in it have no order of their own
+		if !proto.Equal(first, c.Listeners()[0]) {
+			t.Fatal("another listener")
+		}
 	}
 }

@@ -284,7 +284,7 @@ type EnvoyStatus struct {
 	Address  string    `json:"address"`
 	Protocol string    `json:"protocol"`
 	Since    time.Time `json:"since"`
-	// Current: it has taken all that is told now.
+	// Current: it has taken the newest list of engines, and all else that is told.
 	Current bool `json:"current"`
 	// Faults are its words on what it did not take.
 	Faults []string `json:"faults,omitempty"`
@@ -294,6 +294,8 @@ type EnvoyStatus struct {
 func (s *Server) Status() Status {
 	s.mu.Lock()
 	view, newest := Status{Members: len(s.told)}, s.versions
+	// An empty list is not told.
+	pending := len(s.wanted) > 0 && !slices.Equal(s.wanted, s.told)
 	s.mu.Unlock()
 	if newest != nil {
 		view.Versions = make(map[string]string, len(newest))
@@ -302,5 +304,8 @@ func (s *Server) Status() Status {
 		}
 	}
 	view.Envoys = s.envoys.status(newest)
+	for i := range view.Envoys {
+		view.Envoys[i].Current = view.Envoys[i].Current && !pending
+	}
 	return view
 }

@@ -367,6 +367,40 @@ func TestRefusedIsNotRepeated(t *testing.T) {
 	}
 }
 
+// An Envoy that has taken all that was told does not count as current while there is
+// a newer list: before it is told, or because it cannot be.
+func TestNotCurrentBeforeTheNewestList(t *testing.T) {
+	for name, connect := range protocols {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, envoy.RouteOverrideHost, time.Hour)
+			c := connect(t, s)
+			s.SetMembers([]envoy.Member{one})
+			subscribe(t, c)
+			current := func() bool {
+				view := s.Status()
+				return len(view.Envoys) == 1 && view.Envoys[0].Current
+			}
+			for !current() {
+				if t.Context().Err() != nil {
+					t.Fatal("never current")
+				}
+			}
+			s.SetMembers([]envoy.Member{one, member("no address", "none")})
+			if current() {
+				t.Error("current before a list that cannot be told")
+			}
+			s.SetMembers([]envoy.Member{one})
+			if !current() {
+				t.Error("not current with the list that it has")
+			}
+			s.SetMembers(nil)
+			if !current() {
+				t.Error("not current after an empty list, which is not told")
+			}
+		})
+	}
+}
+
 // Faults of the resources are found before anything is served.
 func TestNewNamesFaults(t *testing.T) {
 	_, err := xds.New(envoy.Config{}, time.Second, slog.New(slog.DiscardHandler), xds.NewMetrics(prometheus.NewRegistry()))

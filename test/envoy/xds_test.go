@@ -355,9 +355,10 @@ func TestEnvoyChoosesAmongTheHealthy(t *testing.T) {
 	p.mark(sick, envoy.Unhealthy)
 	p.mark(leaving, envoy.Draining)
 	p.settled(t)
+	const n = 20
 	ask := func() {
 		t.Helper()
-		for range 20 {
+		for range n {
 			resp, err := http.Get(proxy.clients + "/v1/models") // without a choice of the service
 			if err != nil {
 				t.Fatal(err)
@@ -371,10 +372,13 @@ func TestEnvoyChoosesAmongTheHealthy(t *testing.T) {
 	}
 	// Nobody but Envoy chooses.
 	p.service.picker.SetEndpoints(nil)
-	ask()
-	if good.requests.Load() != 20 || sick.requests.Load()+leaving.requests.Load() != 0 {
-		t.Errorf("requests: good %d, not ready %d, draining %d", good.requests.Load(), sick.requests.Load(), leaving.requests.Load())
-	}
+	// Envoy's worker hears of endpoints a moment after Envoy has taken them. One that
+	// does not heed their health spreads every twenty over the three.
+	eventually(t, "all requests go to the one that is healthy", func() bool {
+		before := good.requests.Load()
+		ask()
+		return good.requests.Load() == before+n
+	})
 	p.mark(good, envoy.Unhealthy)
 	p.settled(t)
 	p.service.picker.SetEndpoints(nil)
