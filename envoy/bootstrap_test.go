@@ -174,6 +174,15 @@ func TestBootstrapFaults(t *testing.T) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "firsttoken-log-1"
 		}, []string{`cluster "firsttoken-log-1" is that of the access log of a service`}},
 		{"a canary that is none", func(c *envoy.Config) { c.Canary = &envoy.Canary{Percent: 101, Header: ": on", UserHeader: "x user"} }, []string{"canary.percent: is 101", `canary.header: ": on" is no header`, `canary.user_header: "x user" is no header's name`}},
+		{"headers that never match", func(c *envoy.Config) {
+			c.Canary = &envoy.Canary{Header: "X-FirstToken-Try: on", UserHeader: "X-Gateway-Destination-Endpoint"}
+		}, []string{"canary.header: Envoy removes clients' headers that begin with x-firsttoken-", "canary.user_header: Envoy removes clients' headers that begin with x-gateway-destination-endpoint"}},
+		{"headers that never match with rescue", func(c *envoy.Config) {
+			c.Canary = &envoy.Canary{Header: "x-envoy-max-retries", UserHeader: "x-envoy-upstream-alt-stat-name"}
+		}, []string{"canary.header: Envoy removes clients' headers that begin with x-envoy-max-retries", "canary.user_header: Envoy removes clients' headers that begin with x-envoy-upstream-"}},
+		{"a shadow in full duplex", func(c *envoy.Config) {
+			c.BodyMode, c.Shadow = envoy.BodyFullDuplex, &envoy.Shadow{Balancer: envoy.LeastRequest, Streams: 1}
+		}, []string{"shadow: bodies are shown as they pass, whatever the body mode, so full-duplex means nothing; write buffered"}},
 		{"bad endpoint", func(c *envoy.Config) { c.Endpoints[1].Address = "x" }, []string{`endpoint: "x" is no address`}},
 		{"doubled cluster", func(c *envoy.Config) {
 			c.Route, c.Endpoints[0].Cluster = envoy.RouteClusterHeader, "far"

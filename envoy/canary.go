@@ -3,6 +3,7 @@ package envoy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -77,7 +78,21 @@ func (c *Canary) Validate(path string) error {
 	if c.UserHeader != "" && !isToken(c.UserHeader) {
 		faults = append(faults, fmt.Errorf("%s.user_header: %q is no header's name; write one such as x-user", path, c.UserHeader))
 	}
+	name, _ := splitHeader(c.Header)
+	faults = append(faults, removed(path+".header", name), removed(path+".user_header", strings.ToLower(c.UserHeader)))
 	return errors.Join(faults...)
+}
+
+// removed is an error where Envoy takes a header off requests before it looks for
+// their route: those that steer the choice and, where the service rescues, those
+// that steer the router.
+func removed(path, name string) error {
+	for _, prefix := range slices.Concat(ControlPrefixes, routerPrefixes) {
+		if strings.HasPrefix(name, prefix) {
+			return fmt.Errorf("%s: Envoy removes clients' headers that begin with %s before it looks for a route, so %s would match no request; write another, such as x-canary", path, prefix, name)
+		}
+	}
+	return nil
 }
 
 // splitHeader is the name and the value of "name: value".
@@ -131,7 +146,9 @@ func (c Config) toPlain(name string) *routev3.Route {
 	return r
 }
 
-// byUser is a route on which the hash of a user's header decides.
+// byUser is a route on which the hash of a user's header decides. Retries belong to
+// the route, not to its clusters: with rescue the half that is kept from the service
+// has an engine's 502 and 504 tried again too.
 func (c Config) byUser(header string) *routev3.Route {
 	r := c.route("canary-user", matchHeader(header, ""))
 	r.GetRoute().HashPolicy = []*routev3.RouteAction_HashPolicy{{

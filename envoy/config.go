@@ -190,7 +190,7 @@ func (c Config) ValidateResources() error {
 	if c.Route != RouteOverrideHost && c.Route != RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("route: %q is unknown; write %s or %s", c.Route, RouteOverrideHost, RouteClusterHeader))
 	}
-	return errors.Join(append(faults, c.rescueFaults(), c.Shadow.validate(c.Route), c.canaryFaults())...)
+	return errors.Join(append(faults, c.rescueFaults(), c.shadowFaults(), c.canaryFaults())...)
 }
 
 // splitAddress is net.SplitHostPort with the port as a number.

@@ -1,8 +1,6 @@
 package envoy
 
 import (
-	"time"
-
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -60,7 +58,6 @@ func watcher() *hcmv3.HttpFilter {
 		MetadataOptions: &extprocv3.MetadataOptions{
 			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{Metadata}},
 		},
-		// The default keeps a stream open for 5 seconds after its request.
-		DeferredCloseTimeout: durationpb.New(100 * time.Millisecond),
+		DeferredCloseTimeout: durationpb.New(deferredCloseTimeout),
 	})}}
 }

@@ -261,9 +261,9 @@ func (m Management) validate() error {
 
 // DynamicBootstrap is an Envoy config as YAML that holds the way to the service
 // and asks for everything else. Of c only Admin, Service, Standby, ServiceTLS,
-// BodyMode and Shadow count. The error joins every fault.
+// BodyMode, Canary and Shadow count. The error joins every fault.
 func DynamicBootstrap(c Config, m Management) ([]byte, error) {
-	if err := errors.Join(c.validateService(), m.validate(), c.Shadow.validate("")); err != nil {
+	if err := errors.Join(c.validateService(), m.validate(), c.Shadow.validate()); err != nil {
 		return nil, err
 	}
 	api := corev3.ApiConfigSource_GRPC

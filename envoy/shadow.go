@@ -49,13 +49,13 @@ const DefaultShadowStreams = 100
 // on one connection with them, one record in eight was dropped.
 const clusterShadow = "firsttoken-shadow"
 
-// deferredCloseTimeout is how long Envoy leaves a stream open after the request,
-// for the service to take the rest: with 0.1 s, and with 1 s, a service on a busy
+// deferredCloseTimeout is how long Envoy leaves a stream on which it only shows
+// something open after the request, for the service to take the rest: with 0.1 s, and with 1 s, a service on a busy
 // machine lost short requests. The service ends each stream itself when it has seen
 // enough, so only one that hangs leaves them open, up to the limit.
 const deferredCloseTimeout = 5 * time.Second
 
-func (s *Shadow) validate(route Route) error {
+func (s *Shadow) validate() error {
 	if s == nil {
 		return nil
 	}
@@ -71,8 +71,20 @@ func (s *Shadow) validate(route Route) error {
 			faults = append(faults, fmt.Errorf("shadow: router: %w", err))
 		}
 	}
-	if route == RouteClusterHeader {
+	return errors.Join(faults...)
+}
+
+// shadowFaults joins what is wrong with the shadow of c.
+func (c Config) shadowFaults() error {
+	if c.Shadow == nil {
+		return nil
+	}
+	faults := []error{c.Shadow.validate()}
+	if c.Route == RouteClusterHeader {
 		faults = append(faults, fmt.Errorf("shadow: nobody is told a choice, so there is no route %s; write %s", RouteClusterHeader, RouteOverrideHost))
+	}
+	if c.BodyMode == BodyFullDuplex {
+		faults = append(faults, fmt.Errorf("shadow: bodies are shown as they pass, whatever the body mode, so %s means nothing; write %s", BodyFullDuplex, BodyBuffered))
 	}
 	return errors.Join(faults...)
 }
@@ -148,7 +160,7 @@ func (s *Shadow) balancer() *clusterv3.LoadBalancingPolicy_Policy {
 // of c, of which Service, ServiceTLS and Shadow count.
 func ShadowSnippet(c Config) ([]byte, error) {
 	c.Admin = "127.0.0.1:0"
-	if err := errors.Join(c.validateService(), c.Shadow.validate("")); err != nil {
+	if err := errors.Join(c.validateService(), c.Shadow.validate()); err != nil {
 		return nil, err
 	}
 	parts := &bootstrapv3.Bootstrap_StaticResources{Clusters: c.serviceClusters()}

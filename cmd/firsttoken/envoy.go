@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/firsttoken/firsttoken/discovery"
 	"github.com/firsttoken/firsttoken/envoy"
@@ -51,11 +53,15 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 			"With several services, the first that is healthy makes all choices:\n\n" +
 			"  firsttoken envoy bootstrap --config firsttoken.yml --service 10.0.1.1:9002,10.0.1.2:9002\n\n" +
 			"With --shadow Envoy chooses by itself and only shows the service the requests, which\n" +
-			"records what it would have chosen; with --shadow-router another router chooses.",
+			"records what it would have chosen; with --shadow-router another router chooses. With\n" +
+			"--xds the service's configuration says so (xds.shadow).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := service.load(cmd.Flags())
 			if err != nil {
+				return err
+			}
+			if err := idleFlags(cmd.Flags(), dynamic, shadow.snippet); err != nil {
 				return err
 			}
 			proxy.Route, proxy.BodyMode = envoy.Route(route), envoy.BodyMode(bodyMode)
@@ -63,26 +69,23 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 			if err := secure.forService(cfg, &proxy); err != nil {
 				return err
 			}
-			if proxy.Shadow, err = shadow.config(cmd.Flags()); err != nil {
+			if dynamic {
+				proxy.Shadow, err = shadow.withXDS(cmd.Flags(), cfg.XDS.Shadow)
+			} else {
+				proxy.Shadow, err = shadow.config(cmd.Flags())
+			}
+			if err != nil {
 				return err
 			}
-			var text []byte
-			switch changed := cmd.Flags().Changed; {
-			case changed("canary"):
+			if cmd.Flags().Changed("canary") {
 				proxy.Canary = &share
-			case !dynamic && (changed("canary-header") || changed("canary-user-header")):
-				return errors.New("--canary: is not given; write the share of requests, 0 to 100, that is put before the service")
 			}
+			var text []byte
 			if shadow.snippet {
 				if text, err = envoy.ShadowSnippet(proxy); err != nil {
 					return err
 				}
 			} else if dynamic {
-				for _, flag := range []string{"envoy-listen", "route", "body-mode", "canary", "canary-header", "canary-user-header"} {
-					if cmd.Flags().Changed(flag) {
-						return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, keyOf(flag))
-					}
-				}
 				if err := agreesWithXDS(cfg, proxy); err != nil {
 					return err
 				}
@@ -122,6 +125,34 @@ func newEnvoyBootstrapCommand() *cobra.Command {
 	flags.StringVar(&protocol, "xds-protocol", string(envoy.StateOfTheWorld), "with --xds: sotw (all of a kind at every change) or delta (what has changed)")
 	flags.StringVar(&node, "node", "envoy", "with --xds: `name` of this Envoy, as /status of the service shows it")
 	return cmd
+}
+
+// idleFlags is an error where a flag says nothing to what is printed.
+func idleFlags(flags *pflag.FlagSet, dynamic, snippet bool) error {
+	given := func(names ...string) string {
+		if i := slices.IndexFunc(names, flags.Changed); i >= 0 {
+			return names[i]
+		}
+		return ""
+	}
+	if snippet {
+		if flag := given("xds", "envoy-listen", "envoy-admin", "route", "body-mode", "canary", "canary-header", "canary-user-header"); flag != "" {
+			return fmt.Errorf("--%s: says nothing to --snippet, which goes into an Envoy's own config; leave one of the two out", flag)
+		}
+	}
+	if dynamic {
+		if flag := given("envoy-listen", "route", "body-mode", "canary", "canary-header", "canary-user-header"); flag != "" {
+			return fmt.Errorf("--%s: with --xds the service tells it; write xds.%s in its configuration", flag, keyOf(flag))
+		}
+		return nil
+	}
+	if flag := given("xds-address", "xds-protocol", "node"); flag != "" {
+		return fmt.Errorf("--%s: belongs to --xds; give that too", flag)
+	}
+	if !flags.Changed("canary") && given("canary-header", "canary-user-header") != "" {
+		return errors.New("--canary: is not given; write the share of requests, 0 to 100, that is put before the service")
+	}
+	return nil
 }
 
 // keyOf is the key below xds that a flag stands for.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/pflag"
 
@@ -35,6 +36,27 @@ func (f *shadowFlags) config(flags *pflag.FlagSet) (*envoy.Shadow, error) {
 		}
 	}
 	return nil, nil //nolint:nilnil // it asks the service
+}
+
+// withXDS is what the service's configuration says; nil where it is asked. A flag
+// could only make Envoy lack what its listener needs, or have it in vain.
+func (f *shadowFlags) withXDS(flags *pflag.FlagSet, told string) (*envoy.Shadow, error) {
+	switch {
+	case flags.Changed("shadow-router"):
+		return nil, errors.New("--shadow-router: with --xds the service tells Envoy of the engines; leave one of the two out")
+	case flags.Changed("shadow") && told == "":
+		return nil, fmt.Errorf("--shadow: with --xds the service tells it, and would be asked; write xds.shadow: %s in its configuration", f.balancer)
+	case flags.Changed("shadow") && f.balancer != told:
+		return nil, fmt.Errorf("--shadow: is %s, but with --xds the service tells it, and xds.shadow is %s in its configuration; write xds.shadow: %s there, or leave --shadow out",
+			f.balancer, told, f.balancer)
+	case flags.Changed("shadow-streams") && told == "":
+		return nil, errors.New("--shadow-streams: belongs to a shadow; with --xds write xds.shadow in the service's configuration")
+	}
+	shadow := shadowByXDS(told)
+	if shadow != nil {
+		shadow.Streams = f.streams
+	}
+	return shadow, nil
 }
 
 // shadowByXDS is the same as the service tells it by xDS; nil where it is asked.

@@ -29,8 +29,8 @@ type Config struct {
 	// as gateways with an InferencePool do. docs/gateways.md compares them.
 	BodyMode string `yaml:"body_mode"`
 	// Shadow lets Envoys choose by themselves, by least_request or round_robin, and
-	// only show the service the requests; their bootstrap needs --shadow too. Empty:
-	// the service chooses.
+	// only show the service the requests. Their bootstrap must be printed anew then.
+	// Empty: the service chooses.
 	Shadow string `yaml:"shadow"`
 	// Canary lets Envoys share requests out themselves: some are put before the
 	// service, the others never meet it.
@@ -97,6 +97,12 @@ func (c Config) Validate(path string) error {
 		faults = append(faults, fmt.Errorf("%s.shadow: %q is unknown; write %s, %s, or nothing where the service chooses", path, c.Shadow, envoy.LeastRequest, envoy.RoundRobin))
 	case c.Shadow != "" && c.Route == string(envoy.RouteClusterHeader):
 		faults = append(faults, fmt.Errorf("%s.route: is %s, but with %s.shadow nobody is told a choice; write %s", path, c.Route, path, envoy.RouteOverrideHost))
+	}
+	if c.Shadow != "" && c.BodyMode == string(envoy.BodyFullDuplex) {
+		faults = append(faults, fmt.Errorf("%s.body_mode: is %s, but with %s.shadow bodies are shown as they pass; write %s", path, c.BodyMode, path, envoy.BodyBuffered))
+	}
+	if c.Shadow != "" && c.Canary.Enabled {
+		faults = append(faults, fmt.Errorf("%s.canary.enabled: is true, but with %s.shadow the service makes no choices that could be tried; write false, or leave %s.shadow empty", path, path, path))
 	}
 	if err := c.Canary.Envoy().Validate(path + ".canary"); err != nil {
 		faults = append(faults, err)
