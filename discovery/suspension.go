@@ -80,7 +80,7 @@ func (s *suspension) lift(now time.Time) bool {
 func (r *roster) suspend(list []scoring.Endpoint) {
 	able := func(model string) bool {
 		for i, m := range r.members {
-			if e := &list[i]; e.Ready && !m.suspension.on && e.Serves(model) {
+			if e := &list[i]; e.TakesRequests() && !m.suspension.on && e.Serves(model) {
 				return true
 			}
 		}

@@ -132,6 +132,20 @@ func TestSuspensionSparesTheLast(t *testing.T) {
 	})
 }
 
+// An engine that only prefills or only decodes stands in for nobody: it takes no
+// requests.
+func TestSuspensionSparesTheLastWhole(t *testing.T) {
+	for _, role := range []string{"prefill", "decode"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &world{engines: map[string]*fakeEngine{one: {serves: []string{"m"}, stuck: true}, two: {serves: []string{"m"}}}}
+			f := run(t, w, Entry{Address: one}, Entry{Address: two, Role: role})
+			before := f.last()
+			f.Missed(one, true)
+			expect(t, f, before)
+		})
+	}
+}
+
 // An engine that was started again is tried at once.
 func TestRestartIsTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
