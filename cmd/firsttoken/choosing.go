@@ -31,6 +31,8 @@ type choosing struct {
 	// caution says what Envoy cannot do in the service's place; empty: nothing.
 	caution string
 	log     *slog.Logger
+	// signals brings SIGUSR1 and SIGUSR2.
+	signals chan os.Signal
 
 	// mu guards the following fields. It is held while apply is called, so that what
 	// holds is what was said last.
@@ -58,12 +60,20 @@ type choosingStatus struct {
 	Fault string `json:"fault,omitempty"`
 }
 
-// newChoosing is a switch that is on, unless the file is there.
+// newChoosing is a switch that is on; look asks for the file. It takes the signals
+// until close.
 func newChoosing(cfg config, apply func(bool), log *slog.Logger) *choosing {
-	c := &choosing{file: cfg.Server.OffFile, apply: apply, caution: cfg.caution(), log: log, since: time.Now()}
-	c.look()
+	c := &choosing{
+		file: cfg.Server.OffFile, apply: apply, caution: cfg.caution(), log: log, since: time.Now(),
+		signals: make(chan os.Signal, 4),
+	}
+	// One that comes before start waits; untaken it would end the process.
+	signal.Notify(c.signals, syscall.SIGUSR1, syscall.SIGUSR2)
 	return c
 }
+
+// close lets go of the signals.
+func (c *choosing) close() { signal.Stop(c.signals) }
 
 // errOffFile: people want choices to be made, but a file says no.
 var errOffFile = errors.New("choosing stays off while the file is there")
@@ -167,10 +177,7 @@ const fileInterval = 250 * time.Millisecond
 // on. They are two, because whoever sends one may not know what holds: sent twice it
 // says the same.
 func (c *choosing) start(ctx context.Context, group *errgroup.Group) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
 	group.Go(func() error {
-		defer signal.Stop(signals)
 		ticker := time.NewTicker(fileInterval)
 		defer ticker.Stop()
 		for {
@@ -179,7 +186,7 @@ func (c *choosing) start(ctx context.Context, group *errgroup.Group) {
 				return nil
 			case <-ticker.C:
 				c.look()
-			case got := <-signals:
+			case got := <-c.signals:
 				means := map[os.Signal]string{syscall.SIGUSR1: "signal SIGUSR1", syscall.SIGUSR2: "signal SIGUSR2"}[got]
 				if err := c.set(got == syscall.SIGUSR2, means); err != nil {
 					c.log.Warn("asked by signal to choose again", "error", err)

@@ -134,6 +134,8 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 			s.close()
 		}
 	}()
+	// What follows takes its time, and a signal may come meanwhile.
+	s.choosing = newChoosing(cfg, func(choose bool) { s.server.SetChoosing(choose) }, log)
 	for _, warning := range cfg.warnings() {
 		log.Warn("the configuration is probably not what is meant", "warning", warning)
 	}
@@ -239,7 +241,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 	})
 	s.setArms(cfg.Canary)
 	// Before the first request: a file that is there turns it off.
-	s.choosing = newChoosing(cfg, s.server.SetChoosing, log)
+	s.choosing.look()
 	s.admin = &admin{
 		registry: registry, journal: journal, status: s.status, choosing: s.choosing, log: log,
 		explain: s.server.Explain, bodyLimit: cfg.Server.BodyLimit, ready: s.server.Ready,
@@ -515,6 +517,7 @@ func (s *service) expire(ctx context.Context) error {
 // close frees what newService took; what has a life of its own is closed
 // already.
 func (s *service) close() {
+	s.choosing.close()
 	if s.controller != nil {
 		s.controller.Close()
 	}
