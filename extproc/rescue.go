@@ -85,6 +85,11 @@ func (c RescueConfig) plan(d *scoring.Decision, fallbacks int) (p plan, ok bool)
 	if !c.Enabled || n < 2 {
 		return plan{}, false
 	}
+	if d.Prompt.Source == scoring.TokensNone {
+		// Of a request that is chosen for at its headers, or is too long to be read,
+		// the body may still come: Envoy's deadline begins when it is whole.
+		return plan{}, false
+	}
 	switch {
 	case !d.Prompt.Streamed:
 		p.deadline = c.Unstreamed
@@ -125,7 +130,14 @@ func (r replies) bound(m *extprocv3.HeaderMutation, d *scoring.Decision) {
 			return
 		}
 	}
-	m.RemoveHeaders = append(slices.Clip(m.GetRemoveHeaders()), envoy.HeaderTryTimeout, envoy.HeaderMaxRetries)
+	m.RemoveHeaders = append(slices.Clip(m.GetRemoveHeaders()), envoy.HeaderTryTimeout)
+	if d != nil && d.Prompt.Only != nil && len(d.Candidates) == 1 {
+		// A pin's answer is its engine's, errors too: the route's own retries would go
+		// where the request must not.
+		m.SetHeaders = append(m.SetHeaders, setHeader(envoy.HeaderMaxRetries, "0"))
+		return
+	}
+	m.RemoveHeaders = append(m.RemoveHeaders, envoy.HeaderMaxRetries)
 }
 
 // Rescue is what became of the tries of one request so far.

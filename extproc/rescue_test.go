@@ -55,6 +55,10 @@ func TestRescuePlan(t *testing.T) {
 		{"nothing was learned", nil, 2, decision(false, true, s, s), 60 * s, 2},
 		{"not streamed", nil, 2, decision(true, false, s, s), 0, 0},
 		{"not streamed, with a deadline", func(c *RescueConfig) { c.Unstreamed = 90 * s }, 2, decision(true, false, s, s), 90 * s, 2},
+		{
+			"not read, so its body may still come", func(c *RescueConfig) { c.Unstreamed = 90 * s }, 2,
+			&scoring.Decision{Prompt: unsized(), Candidates: decision(true, false, s, s).Candidates}, 0, 0,
+		},
 		{"off", func(c *RescueConfig) { c.Enabled = false }, 2, decision(true, true, s, s), 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -302,6 +306,62 @@ func TestTryClientLeaves(t *testing.T) {
 	})
 }
 
+// A client leaves before anything was shown of its try. Where bodies are buffered the
+// end of the stream that asked says so, with an access log or without.
+func TestTryClientLeavesUnseen(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		after time.Duration
+		log   bool
+	}{
+		{"at once", 0, false},
+		{"at once, with an access log", 0, true},
+		{"just before the deadline", testDeadline - time.Millisecond, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := try(t, 3)
+				time.Sleep(c.after)
+				r.asking.close(errEOF)
+				if c.log {
+					r.log(0, 1, &datav3.ResponseFlags{DownstreamConnectionTermination: true})
+				}
+				time.Sleep(time.Minute)
+				r.check(t, nil, "")
+			})
+		})
+	}
+}
+
+// The end of the stream that asked is no client's leaving where the request was
+// answered, or given up at the last endpoint.
+func TestTryOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := try(t, 2)
+		time.Sleep(testDeadline)
+		second := r.shown(t, 2)
+		r.asking.close(errEOF) // the news of a short answer's end is first
+		token(t, second)
+		r.check(t, []string{r.key(1) + " true"}, rescueAnswered)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := try(t, 2)
+		time.Sleep(2 * testDeadline)
+		r.asking.close(errEOF)
+		r.log(http.StatusGatewayTimeout, 2, &datav3.ResponseFlags{UpstreamRequestTimeout: true})
+		r.check(t, []string{r.key(1) + " true", r.key(2) + " true"}, rescueExhausted)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := try(t, 2)
+		time.Sleep(testDeadline)
+		r.shown(t, 2)
+		time.Sleep(testDeadline)
+		r.asking.close(errEOF)
+		time.Sleep(time.Minute) // no access log
+		r.check(t, []string{r.key(1) + " true", r.key(2) + " true"}, rescueExhausted)
+	})
+}
+
 // All tries are given up: seen by streams, by the access log alone, or by neither.
 func TestTriesExhausted(t *testing.T) {
 	flags := &datav3.ResponseFlags{UpstreamRequestTimeout: true}
@@ -383,6 +443,66 @@ func TestSilentAndLate(t *testing.T) {
 			t.Errorf("%q are alive, want %s once", r.alive, r.key(1))
 		}
 	})
+}
+
+// A first token that comes while the news of a silent engine is on its way is no
+// less heard: the engine is alive after it was missed.
+func TestHeardWhileMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := try(t, 2)
+		var told []string
+		var other *scoring.Reservation
+		missed, alive := r.Server.missed, r.Server.alive
+		r.Server.missed = func(address string, silent bool) {
+			r.firstToken(other)
+			told = append(told, "missed")
+			missed(address, silent)
+		}
+		r.Server.alive = func(address string) {
+			told = append(told, "alive")
+			alive(address)
+		}
+		c := r.open(t, buffered, streamed)
+		c.one(t, completion())
+		c.one(t, reqBody("{ plain and not streamed }", true))
+		other = r.decided[1].Reservation
+		r.served(other, r.at(1))
+		time.Sleep(testDeadline)
+		token(t, r.shown(t, 2))
+		r.check(t, []string{r.key(1) + " true"}, rescueAnswered)
+		if want := []string{"missed", "alive"}; !slices.Equal(told, want) {
+			t.Errorf("told %q, want %q", told, want)
+		}
+	})
+}
+
+// A request that is for one endpoint is not tried elsewhere by the route's own
+// retries; where it has no choice but is restricted to nothing, those stand.
+func TestPinIsNotRetried(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Rescue.Enabled = true
+	r := newReplies(cfg)
+	for _, c := range []struct {
+		name string
+		only []string
+		n    int
+		want string
+	}{
+		{"pinned", []string{pool(1)[0].Address}, 1, "0"},
+		{"the only one there is", nil, 1, ""},
+	} {
+		d := &scoring.Decision{Prompt: &scoring.Prompt{Only: c.only}}
+		for _, e := range pool(c.n) {
+			d.Candidates = append(d.Candidates, scoring.Candidate{Endpoint: e})
+		}
+		m := r.headers(d)
+		if got := header(m, envoy.HeaderMaxRetries); got != c.want || removes(m, envoy.HeaderMaxRetries) != (c.want == "") {
+			t.Errorf("%s: retries %q, want %q", c.name, got, c.want)
+		}
+		if !removes(m, envoy.HeaderTryTimeout) {
+			t.Errorf("%s: a client's deadline passes", c.name)
+		}
+	}
 }
 
 // speak has the endpoint at address give a first token to another request.

@@ -157,13 +157,17 @@ func (st *stream) ended() {
 		// nothing is shown to us: not seeing one is no sign of a cut.
 		end = endOver
 	}
-	switch end {
-	case endSilent:
-	case endOver:
-		st.releaseLater(scoring.OutcomeComplete)
-	case endCut:
-		st.release(scoring.OutcomeCancelled)
+	if end == endSilent {
+		return
 	}
+	if t := st.followed.find(st.booking.Decision().ID); t != nil {
+		t.left()
+	}
+	if end == endOver {
+		st.releaseLater(scoring.OutcomeComplete)
+		return
+	}
+	st.release(scoring.OutcomeCancelled)
 }
 
 // release ends the booking, if there is one.

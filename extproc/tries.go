@@ -49,6 +49,7 @@ func (f *followed) remove(t *tries) {
 //	      ── stream ended before it ───→ lost: a reset, or the client left
 //	lost  ── opened(n+1) ──────────────→ try n+1
 //	      ── concluded, or deadline ───→ over
+//	any   ── left, then concluded, or not for accessLogGrace → over
 type tries struct {
 	plan
 	// The following are set once.
@@ -66,6 +67,8 @@ type tries struct {
 	// deadline; zero: it did not.
 	answering bool
 	lost      time.Time
+	// gone: the request is over, which the access log may still say more of.
+	gone bool
 	// missed are the names of the endpoints that missed the deadline, resets how
 	// many tries ended otherwise after the engine had begun to answer.
 	missed []string
@@ -92,10 +95,10 @@ func (s *Server) follow(d *scoring.Decision) *tries {
 	}
 	t := &tries{plan: p, server: s, id: d.ID, booking: d.Reservation, number: 1, at: p.endpoints[0], began: time.Now()}
 	t.booking.Await(time.Duration(len(p.endpoints)) * (p.deadline + time.Second))
+	s.followed.add(t) // The timer takes it out, however short the deadline is.
 	t.mu.Lock()
 	t.timer = time.AfterFunc(p.deadline+timerGrace, t.due) // ends by itself; stopped at the first token
 	t.mu.Unlock()
-	s.followed.add(t)
 	s.metrics.deadline.Observe(p.deadline.Seconds())
 	s.tellRescue(t.id, Rescue{Deadline: p.deadline, Tries: 1})
 	return t
@@ -203,9 +206,9 @@ func (t *tries) due() {
 			rest += time.Duration(len(t.endpoints)-1) * t.deadline
 		}
 		switch {
-		case rest > 0:
+		case rest > 0 && !t.gone:
 			t.timer.Reset(rest + timerGrace) // also where it was set anew while it fired
-		case !t.lost.IsZero() || !shown:
+		case t.gone || !t.lost.IsZero() || !shown:
 			n.over = true
 			n.view.Outcome = t.otherwise(rescueCancelled)
 		default:
@@ -308,6 +311,18 @@ func (t *tries) lifted() {
 	})
 }
 
+// left takes in that the request is over: its client left, or Envoy answered it.
+// The tries that it may still have had are nobody's to miss.
+func (t *tries) left() {
+	t.change(func(_ *news, now time.Time) {
+		if t.number == len(t.endpoints) && t.hadDeadline(now) {
+			return // Envoy gave up the last try; the timer tells.
+		}
+		t.gone = true
+		t.timer.Reset(accessLogGrace)
+	})
+}
+
 // concluded takes in the access log's record.
 func (t *tries) concluded(entry *datav3.HTTPAccessLogEntry) {
 	outcome := outcomeOf(entry)
@@ -346,14 +361,20 @@ func (t *tries) present() (number int, began time.Time) {
 // their first tokens meanwhile is late, which more requests do not cure; one
 // that gave none may hang.
 func (s *Server) missedDeadline(t *tries, m miss) {
-	cause := missLate
-	if !s.picker.Heard(m.endpoint.Address).After(m.began) {
+	address, cause := m.endpoint.Address, missLate
+	spoke := func() bool { return s.picker.Heard(address).After(m.began) }
+	if !spoke() {
 		cause = missSilent
-		s.suspects.add(m.endpoint.Address, s.picker.Endpoints())
 	}
 	s.metrics.misses.WithLabelValues(string(cause)).Inc()
 	if s.missed != nil {
-		s.missed(m.endpoint.Address, cause == missSilent)
+		s.missed(address, cause == missSilent)
+	}
+	if cause == missSilent {
+		s.suspects.add(address, s.picker.Endpoints())
+		if spoke() {
+			s.heard(address) // It came before the endpoint was a suspect, and lifted nothing.
+		}
 	}
 	if s.missSampler.take(time.Now()) {
 		s.log.Warn("endpoint gave no first token in time; the request was taken from it",

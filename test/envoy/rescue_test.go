@@ -684,6 +684,21 @@ func TestRescueLetsErrorsPass(t *testing.T) {
 	r.nothingLeft(t)
 }
 
+// A pinned engine's 503 is the client's: Envoy asks no other.
+func TestRescueKeepsPins(t *testing.T) {
+	t.Parallel()
+	engines := []*engine{startEngine(t, func(e *engine) { e.refuse = http.StatusServiceUnavailable }), startEngine(t)}
+	r := startRescue(t, nil, engines...)
+	pin := "/v1/completions?id=" + strings.ReplaceAll(engines[0].address, ":", "%3A")
+	if resp, text := call(t, r.proxy, http.MethodPost, pin, completion("hello")); resp.code != http.StatusServiceUnavailable {
+		t.Errorf("%s %q", resp.status, text)
+	}
+	if n, m := engines[0].requests.Load(), engines[1].requests.Load(); n != 1 || m != 0 {
+		t.Errorf("%d requests came to the pinned engine and %d to the other, want 1 and 0", n, m)
+	}
+	r.nothingLeft(t)
+}
+
 // A client that leaves while its answer is kept back frees the booking, and the
 // engine is told.
 func TestRescueClientLeaves(t *testing.T) {
