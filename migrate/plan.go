@@ -219,6 +219,7 @@ func (p *plan) join() error {
 	p.set("server.answers", []string{"/v1/models", "/engines", "/health", "/version"})
 	if p.tokenizer != "" {
 		if len(p.models) == 0 && p.found == "k8s" {
+			p.notes = slices.DeleteFunc(p.notes, func(n Note) bool { return n.Flag == "--tokenizer" }) // it is not done
 			p.note("--tokenizer", ByHand, "prompt.models: [{name: MODEL, tokenizer: "+p.tokenizer+"}]")
 		} else if len(p.models) == 0 {
 			faults = append(faults, errors.New("--tokenizer: of which model is not said; give --static-models too"))
