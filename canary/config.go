@@ -44,7 +44,8 @@ type Arm struct {
 	// "x-canary: on", or "x-canary" for any value. Of several such arms the first
 	// one takes it. Clients can choose by it.
 	Header string `yaml:"header"`
-	// Models limits the arm to requests for these models; empty: all.
+	// Models limits the arm to requests for these models, by their own name or by an
+	// alias; empty: all.
 	Models []string `yaml:"models"`
 }
 

@@ -33,8 +33,9 @@ type arm struct {
 
 // Request is what an assignment goes by.
 type Request struct {
-	// Model is what the client asked for.
-	Model string
+	// Model is what the engine is asked for, and Alias the name that the client used
+	// in its place; empty: it used Model. An arm for either takes the request.
+	Model, Alias string
 	// Session is the value of the session key; empty: none.
 	Session string
 	// Header is the value of a request header, by its name in lower case; empty
@@ -86,7 +87,7 @@ func (s *Split) Arms() []string {
 func (s *Split) Assign(r Request, draw uint64) (chosen Arm, ok bool) {
 	for i := range s.arms {
 		a := &s.arms[i]
-		if a.header == "" || !a.takes(r.Model) {
+		if a.header == "" || !a.takes(r) {
 			continue
 		}
 		if got := r.Header(a.header); got != "" && (a.value == "" || got == a.value) {
@@ -97,7 +98,7 @@ func (s *Split) Assign(r Request, draw uint64) (chosen Arm, ok bool) {
 	least := math.Inf(1)
 	for i := range s.arms {
 		a := &s.arms[i]
-		if a.Weight == 0 || !a.takes(r.Model) {
+		if a.Weight == 0 || !a.takes(r) {
 			continue
 		}
 		if at := a.arrival(key); at < least {
@@ -131,9 +132,9 @@ func (s *Split) user(r Request) string {
 	}
 }
 
-// takes reports whether the arm is for requests of a model.
-func (a *arm) takes(model string) bool {
-	return len(a.Models) == 0 || slices.Contains(a.Models, model)
+// takes reports whether the arm is for requests of such a model.
+func (a *arm) takes(r Request) bool {
+	return len(a.Models) == 0 || slices.Contains(a.Models, r.Model) || r.Alias != "" && slices.Contains(a.Models, r.Alias)
 }
 
 // arrival is the arm's number for a key: exponentially distributed over keys, with

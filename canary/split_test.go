@@ -233,3 +233,28 @@ func TestPolicies(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An arm for an alias takes requests by it, one for the model behind it those too.
+func TestAssignByAlias(t *testing.T) {
+	s := canary.New(canary.Config{Arms: []canary.Arm{
+		{Name: "alias", Header: "x-alias", Models: []string{"nick"}},
+		{Name: "model", Weight: 1, Models: []string{"m"}},
+	}})
+	marked := map[string]string{"x-alias": "1"}
+	for _, c := range []struct {
+		model, alias, want string
+		headers            map[string]string
+	}{
+		{"m", "nick", "alias", marked},
+		{"m", "nick", "model", nil},
+		{"m", "other", "model", marked},
+		{"m", "", "model", marked},
+		{"x", "", "", marked},
+	} {
+		r := request(c.model, "", c.headers)
+		r.Alias = c.alias
+		if got := name(s, r, 1); got != c.want {
+			t.Errorf("%s for %s: arm %q, want %q", c.alias, c.model, got, c.want)
+		}
+	}
+}

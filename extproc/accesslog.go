@@ -76,7 +76,9 @@ func (s *Server) record(entry *datav3.HTTPAccessLogEntry) (fate recordFate, fina
 	}
 	id := decisionID(common.GetMetadata().GetFilterMetadata()[envoy.Metadata])
 	if id == "" {
-		s.armEnded(common.GetMetadata().GetFilterMetadata()[envoy.Metadata], entry)
+		if s.armEnded(common.GetMetadata().GetFilterMetadata()[envoy.Metadata], entry) {
+			return recordForeign, true
+		}
 		return s.recordShadow(entry, upstream), true
 	}
 	if t := s.followed.find(id); t != nil {

@@ -58,9 +58,10 @@ func (st *stream) readArms(headers *corev3.HeaderMap) {
 }
 
 // assign puts a request into its arm, if it has any, and reports whether Envoy
-// picks there. What is only shown to us has none: somebody else serves it.
+// picks there. What is only shown to us has none: somebody else serves it. Nor has
+// what is restricted to some endpoints: Envoy would send it to any.
 func (st *stream) assign(p *scoring.Prompt) (left bool) {
-	if st.dialect.observed {
+	if st.dialect.observed || p.Only != nil {
 		return false
 	}
 	split := st.arm.split
@@ -68,14 +69,13 @@ func (st *stream) assign(p *scoring.Prompt) (left bool) {
 		split = st.split.Load()
 	}
 	arm, ok := split.Assign(canary.Request{
-		Model: p.Model, Session: p.Session,
+		Model: p.Model, Alias: p.Alias, Session: p.Session,
 		Header: func(name string) string { return st.arm.headers[name] },
 	}, rand.Uint64()) //nolint:gosec // It shares requests out; who would guess it gains nothing that a header does not give.
 	if !ok {
 		return false
 	}
 	st.arm.name, st.arm.streamed = arm.Name, p.Streamed
-	st.metrics.arms.assigned(arm.Name)
 	if arm.Policy == canary.PolicyEnvoy {
 		return true
 	}
@@ -113,11 +113,14 @@ func (st *stream) armFirstChunk(msg *extprocv3.ProcessingRequest) {
 }
 
 // armEnded takes in the access-log record of a request without decision: where one
-// of ours was left to Envoy because of its arm, that is how it ended.
-func (s *Server) armEnded(metadata *structpb.Struct, entry *datav3.HTTPAccessLogEntry) {
-	if by := metadata.GetFields()[envoy.KeyBy].GetStringValue(); by == s.instance {
+// of ours was left to Envoy because of its arm, that is how it ended. It reports
+// whether the request belongs to an arm, of this service or of another.
+func (s *Server) armEnded(metadata *structpb.Struct, entry *datav3.HTTPAccessLogEntry) bool {
+	by := metadata.GetFields()[envoy.KeyBy].GetStringValue()
+	if by == s.instance {
 		s.metrics.arms.ended(metadata.GetFields()[envoy.KeyArm].GetStringValue(), outcomeOf(entry))
 	}
+	return by != ""
 }
 
 // outcomeRefused is that of a request which this service answered itself.
@@ -145,7 +148,7 @@ func newArmMetrics(reg prometheus.Registerer) *armMetrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "firsttoken_arm_" + name, Help: help}, append([]string{"arm"}, labels...))
 	}
 	m := &armMetrics{
-		requests: counters("requests_total", "Requests that belong to an arm, whoever picks there."),
+		requests: counters("requests_total", "Requests of an arm that were sent on, whoever picked, or refused."),
 		tokens:   counters("prompt_tokens_total", "Prompt tokens of the decisions for requests of an arm."),
 		cached:   counters("prompt_tokens_cached_total", "Prompt tokens that the chosen endpoints had cached, or on their way by requests under way, of the requests of an arm."),
 		ends:     counters("requests_ended_total", "Requests of an arm whose end was told, by outcome; refused: this service answered itself.", "outcome"),
@@ -194,7 +197,9 @@ func (m *armMetrics) set(arms []string) {
 // of are the series of an arm; nil where it is none of now.
 func (m *armMetrics) of(arm string) *armSeries { return (*m.series.Load())[arm] }
 
-func (m *armMetrics) assigned(arm string) {
+// answered counts a request whose arm is told, or which is refused. One that the
+// client or the switch takes back before that has no end by which to compare arms.
+func (m *armMetrics) answered(arm string) {
 	if s := m.of(arm); s != nil {
 		s.requests.Inc()
 	}

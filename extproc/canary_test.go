@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/firsttoken/firsttoken/canary"
 	"github.com/firsttoken/firsttoken/envoy"
+	"github.com/firsttoken/firsttoken/prompt"
 	"github.com/firsttoken/firsttoken/scoring"
 )
 
@@ -123,6 +125,13 @@ func logged(m *extprocv3.ProcessingResponse, code uint32) *datav3.HTTPAccessLogE
 	}
 }
 
+// labelledBy is the metadata of a request of an arm that a service left to Envoy.
+func labelledBy(instance string) *corev3.Metadata {
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{envoy.Metadata: {Fields: map[string]*structpb.Value{
+		envoy.KeyArm: structpb.NewStringValue("a"), envoy.KeyBy: structpb.NewStringValue(instance),
+	}}}}
+}
+
 // In an arm in which Envoy picks no choice is told and nothing booked, but its
 // requests, first tokens and ends are counted as those of the other arms are.
 func TestArmOfEnvoy(t *testing.T) {
@@ -221,4 +230,120 @@ func TestArmsChange(t *testing.T) {
 			t.Errorf("%d series of ends, want 4 for each of 2 arms", got)
 		}
 	})
+}
+
+// What is restricted to some endpoints goes there, in whatever arm it would be.
+func TestRestrictedHasNoArm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(3))
+		f.SetArms(byHeader(canary.PolicyEnvoy))
+		for _, c := range []struct {
+			name, path string
+			subset     *corev3.Metadata
+		}{
+			{"pin", "/v1/completions?id=10.0.0.3:8000", nil},
+			{"subset hint", "/v1/completions", &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{envoy.MetadataSubset: {
+				Fields: map[string]*structpb.Value{envoy.KeySubset: structpb.NewStringValue("10.0.0.3:8000")},
+			}}}},
+		} {
+			s := f.open(t, buffered, streamed)
+			m := reqHeaders(false, ":method", "POST", ":path", c.path, "x-arm", canary.PolicyEnvoy)
+			m.MetadataContext = c.subset
+			s.one(t, m)
+			answer := s.one(t, reqBody("{}", true))
+			if got := header(answer, envoy.HeaderEndpoint); !strings.HasPrefix(got, "10.0.0.3:8000") {
+				t.Errorf("%s: the answer names %q", c.name, got)
+			}
+		}
+		if assigned, _, _, _ := f.armOf(t, "arm-envoy"); assigned != 0 {
+			t.Errorf("%v requests of the arm", assigned)
+		}
+	})
+}
+
+// An arm for an alias takes what asked for it.
+func TestArmOfAnAlias(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(2), func(_ *Config, d *Deps) {
+			d.Encoder = encoderFunc(func(ctx context.Context, r prompt.Request) (*scoring.Prompt, error) {
+				p, err := encode(ctx, r)
+				if err == nil && p.Model == "nick" {
+					at := strings.Index(string(r.Body), "nick")
+					p.Model, p.Alias, p.AliasAt = "m", "nick", [2]int{at, at + len("nick")}
+				}
+				return p, err
+			})
+		})
+		arms := canary.DefaultConfig()
+		arms.Arms = []canary.Arm{{Name: "a", Weight: 1, Models: []string{"nick"}}}
+		f.SetArms(arms)
+		f.ask(t, "", "{model:nick }")
+		f.ask(t, "", "{model:m }")
+		if len(f.decided) != 2 || f.decided[0].Arm != "a" || f.decided[1].Arm != "" {
+			t.Errorf("decided %+v", f.decided)
+		}
+	})
+}
+
+// A request that the switch takes back while it is held, or whose client leaves,
+// counts for no arm: it has no end there.
+func TestTakenBackFromAnArm(t *testing.T) {
+	for _, by := range []string{"switch", "client"} {
+		t.Run(by, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t, pool(1), holding)
+				fill(t, f, 1)
+				f.SetArms(byHeader(scoring.PolicyTTFT))
+				c := f.open(t, buffered, streamed)
+				c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/completions", "x-arm", scoring.PolicyTTFT))
+				c.say(t, reqBody("{}", true))
+				heldNow(t, f, 1)
+				if by == "switch" {
+					f.SetChoosing(false)
+				} else {
+					c.hangUp()
+				}
+				synctest.Wait()
+				if assigned, _, _, ends := f.armOf(t, "arm-ttft"); assigned != 0 || len(ends) != 0 {
+					t.Errorf("%v requests, ends %v", assigned, ends)
+				}
+			})
+		})
+	}
+}
+
+// What could not be answered has ended, whoever was to pick.
+func TestUnsentAnswerEndsInItsArm(t *testing.T) {
+	for _, policy := range []string{scoring.PolicyTTFT, canary.PolicyEnvoy} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t, pool(1))
+			f.SetArms(byHeader(policy))
+			c := f.open(t, buffered, streamed)
+			c.one(t, reqHeaders(false, ":method", "POST", ":path", "/v1/completions", "x-arm", policy))
+			c.mu.Lock()
+			c.broken = errBroken
+			c.mu.Unlock()
+			c.say(t, reqBody("{}", true))
+			if assigned, _, _, ends := f.armOf(t, "arm-"+policy); assigned != 1 || ends[scoring.OutcomeCancelled] != 1 {
+				t.Errorf("%s: %v requests, ends %v", policy, assigned, ends)
+			}
+		})
+	}
+}
+
+// What explain says of arms is what would be.
+func TestExplainOfTheRestrictedHasNoArm(t *testing.T) {
+	f := newFixture(t, pool(3), func(cfg *Config, _ *Deps) { cfg.SessionKey = "x-session" })
+	arms := canary.DefaultConfig()
+	arms.Arms = []canary.Arm{{Name: "a", Weight: 1}}
+	f.SetArms(arms)
+	for path, want := range map[string]string{"/v1/completions": "a", "/v1/completions?id=10.0.0.3:8000": ""} {
+		d, notes, err := f.Explain(t.Context(), prompt.Request{Method: "POST", Path: path, ContentType: "application/json", Body: []byte("{}")}, "s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Arm != want {
+			t.Errorf("%s: arm %q, want %q; %q", path, d.Arm, want, notes)
+		}
+	}
 }

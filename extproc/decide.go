@@ -33,6 +33,7 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		}
 		fault, details := faultOf(err, st.model, st.picker.Endpoints(), st.cfg.BodyLimit)
 		st.metrics.refused(fault.Status)
+		st.metrics.arms.answered(st.arm.name)
 		st.metrics.arms.refused(st.arm.name)
 		if err := st.send(refuse(st.wording(fault), fault.Status, details)); err != nil {
 			return err
@@ -46,8 +47,12 @@ func (st *stream) decideThen(whole bool, reply func(*scoring.Decision) *extprocv
 		tries = st.follow(d)
 	}
 	st.enter(phaseWaiting)
+	st.metrics.arms.answered(st.arm.name)
 	if err := st.send(st.renaming(st.labelled(d, reply(d)))); err != nil {
 		// The request cannot have left by our word.
+		if d == nil {
+			st.metrics.arms.ended(st.arm.name, scoring.OutcomeCancelled)
+		}
 		tries.unsent()
 		st.release(scoring.OutcomeCancelled)
 		return err

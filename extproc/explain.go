@@ -52,8 +52,11 @@ func (s *Server) Explain(ctx context.Context, r prompt.Request, session string) 
 // explainArm puts a prompt into its arm where its session decides that, counts
 // nothing, and says what else may.
 func (st *stream) explainArm(p *scoring.Prompt) (notes []string) {
+	if p.Only != nil {
+		return nil // What is restricted has no arm.
+	}
 	split := st.split.Load()
-	r := canary.Request{Model: p.Model, Session: p.Session, Header: func(string) string { return "" }}
+	r := canary.Request{Model: p.Model, Alias: p.Alias, Session: p.Session, Header: func(string) string { return "" }}
 	arm, ok := split.Assign(r, 0)
 	switch {
 	case !ok:

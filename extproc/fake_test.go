@@ -70,6 +70,7 @@ type fixture struct {
 	decided []*scoring.Decision
 	tokens  []time.Duration
 	ends    []ending
+	endings []*scoring.Decision // those of ends
 	probes  []string
 }
 
@@ -94,6 +95,7 @@ func (f *fixture) FirstToken(_ *scoring.Decision, ttft time.Duration) {
 func (f *fixture) Ended(d *scoring.Decision, o scoring.Outcome, served string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.endings = append(f.endings, d)
 	f.ends = append(f.ends, ending{d.ID, o, served})
 }
 

@@ -61,10 +61,12 @@ func (st *stream) beginPeriod() bool {
 	return !st.period.ended()
 }
 
-// alone leaves a request to Envoy that is not to be chosen for, and counts why. The
-// answer is a reply without decision.
+// alone leaves a request to Envoy that is not to be chosen for, and counts why; what
+// is only shown to us was never ours to leave. The answer is a reply without decision.
 func (st *stream) alone(cause leftCause) (*scoring.Decision, error) {
-	st.metrics.off.left(cause)
+	if st.shadow == nil {
+		st.metrics.off.left(cause)
+	}
 	if cause == leftOff {
 		st.arm = armed{} // What becomes of it is not the arm's doing.
 	}

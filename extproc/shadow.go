@@ -58,6 +58,8 @@ type shadows struct {
 	// write it: whoever writes one twice is joined with nothing. The longest
 	// unused are forgotten.
 	byRequest *lru.Cache[string, *shadow]
+	// joins: such requests have come with an id. Before that no record can be of one.
+	joins atomic.Bool
 	// logged: the access log has told of such requests.
 	logged   atomic.Bool
 	warnOnce sync.Once
@@ -87,7 +89,12 @@ type shadow struct {
 	skipped bool
 
 	doubled atomic.Bool // another request has the same x-request-id
-	told    sync.Once   // of the decision, before anything else of it is told
+
+	// telling guards told: the decision was told of, before anything else of it is.
+	// It is held while observers are told, so that it does not move meanwhile. It
+	// comes before the ledger's lock; nobody who is told takes it.
+	telling sync.Mutex
+	told    bool
 
 	mu sync.Mutex // guards the following fields
 	id string     // the decision's, empty until it is made
@@ -211,6 +218,7 @@ func (st *stream) join(request string) {
 	if request == "" || len(request) > maxRequestID || st.shadow.request != "" {
 		return
 	}
+	st.shadows.joins.Store(true)
 	w := &shadow{server: st.Server, request: request, begun: true}
 	if other, known, _ := st.shadows.byRequest.PeekOrAdd(request, w); known {
 		if !other.begin() {
@@ -234,6 +242,7 @@ func (w *shadow) begin() bool {
 		return false
 	}
 	w.begun = true
+	w.server.shadows.logged.Store(true)
 	return true
 }
 
@@ -305,25 +314,41 @@ func (w *shadow) decided(id string) (address string) {
 }
 
 // place takes in who serves the request: the first time it is booked there, later
-// on it has been sent again.
+// on it has been sent again. A decision that was told of without stays as it was
+// told: what observers keep by its endpoint must go by the same one.
 func (w *shadow) place(r *scoring.Reservation, address string) {
-	if r.Place(address) != nil {
-		w.tell(r)
-		return
+	w.telling.Lock()
+	placed := !w.told && r.Place(address) != nil
+	if placed {
+		w.tellLocked(r)
 	}
-	w.server.served(r, address)
+	w.telling.Unlock()
+	if !placed {
+		w.server.served(r, address)
+	}
 }
 
 // tell tells of the decision, once. It comes before anything else of the request
-// is told, and after it is known who serves it, if that is ever known.
+// is told, and after it is known who serves it, if that is known in time.
 func (w *shadow) tell(r *scoring.Reservation) {
-	w.told.Do(func() {
-		d := r.Decision()
-		w.server.metrics.shadow(d)
-		if w.server.observer != nil {
-			w.server.observer.Decided(d)
-		}
-	})
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	w.tellLocked(r)
+}
+
+// tellLocked is tell. Caller must hold telling.
+func (w *shadow) tellLocked(r *scoring.Reservation) {
+	if w.told {
+		return
+	}
+	w.told = true
+	d := r.Decision()
+	w.server.metrics.shadow(d)
+	// Observers were told of the end of one that has expired: whatever they began to
+	// keep now they would keep for ever.
+	if w.server.observer != nil && w.server.picker.Find(d.ID) != nil {
+		w.server.observer.Decided(d)
+	}
 }
 
 // placeByResponse takes in who serves the request from the first part of the
@@ -362,7 +387,7 @@ func addressOf(d *scoring.Decision, named string) string {
 // it was sent to an endpoint, or that it is over.
 func (s *Server) recordShadow(entry *datav3.HTTPAccessLogEntry, upstream string) recordFate {
 	request := entry.GetRequest().GetRequestId()
-	if request == "" || len(request) > maxRequestID {
+	if request == "" || len(request) > maxRequestID || !s.shadows.joins.Load() {
 		return recordForeign
 	}
 	w := &shadow{server: s, request: request, noted: time.Now()}
@@ -370,8 +395,10 @@ func (s *Server) recordShadow(entry *datav3.HTTPAccessLogEntry, upstream string)
 		w = first
 	}
 	over := entry.GetCommonProperties().GetAccessLogType() != datav3.AccessLogType_UpstreamPoolReady
-	s.shadows.logged.Store(true)
 	w.mu.Lock()
+	if w.begun {
+		s.shadows.logged.Store(true)
+	}
 	if over && w.begun {
 		s.shadows.byRequest.Remove(request)
 	}

@@ -329,3 +329,107 @@ func TestShownWithoutBodiesIsNoShadow(t *testing.T) {
 		}
 	})
 }
+
+// What observers keep by the endpoint of a decision goes when they are told of the
+// end of the same one: whoever is told late who serves changes nothing.
+func TestShadowThatIsPlacedTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(3))
+		c := f.shown(t, "r", "{ a }")
+		c.show(t, respHeaders("200", false)) // by a filter without upstream.address
+		c.show(t, respBody("data: x\n\n", false))
+		f.record(over("10.0.0.3"))
+		if len(f.decided) != 1 || f.decided[0].Shadow.Placed {
+			t.Fatalf("decided %+v", f.decided)
+		}
+		if want := []ending{{f.decided[0].ID, scoring.OutcomeComplete, ""}}; !slices.Equal(f.ends, want) || f.endings[0].Shadow.Placed || f.endings[0].Endpoint().ID != f.decided[0].Endpoint().ID {
+			t.Errorf("ended %v of another decision than was told, want %v", f.ends, want)
+		}
+	})
+}
+
+// Nobody is told of a decision whose end was told before, by its age.
+func TestShadowThatHasExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(3))
+		c := f.shown(t, "r", "{ a }")
+		time.Sleep(time.Hour)
+		expired := f.picker.Expire()
+		if len(expired) != 1 {
+			t.Fatalf("%d bookings expired", len(expired))
+		}
+		c.show(t, with(respHeaders("200", false), 200, "10.0.0.2:8000"))
+		c.show(t, respBody("data: x\n\n", true))
+		f.record(over("10.0.0.2"))
+		if len(f.decided) != 0 || len(f.ends) != 0 || len(f.tokens) != 0 {
+			t.Errorf("told of %d decisions, %d first tokens and %d ends of one that has expired", len(f.decided), len(f.tokens), len(f.ends))
+		}
+		if shadowCount(f, "unknown") != 1 {
+			t.Error("it is not counted")
+		}
+	})
+}
+
+// Records of requests that nobody showed are not kept, and do not say that the
+// Envoys which do show theirs log them.
+func TestRecordsThatAreNoShadows(t *testing.T) {
+	for _, name := range []string{"nothing is shown", "another Envoy shows", "of an arm"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t, pool(2))
+				var c *client
+				kept := 0
+				if name != "nothing is shown" {
+					c, kept = f.shown(t, "shown", "{ a }"), 1
+				}
+				entry := over("10.0.0.1")
+				if name == "of an arm" {
+					entry.CommonProperties.Metadata = labelledBy("another service")
+				}
+				f.record(entry)
+				if name == "another Envoy shows" {
+					kept++ // its stream may yet come
+				}
+				if got := f.shadows.byRequest.Len(); got != kept || f.shadows.logged.Load() {
+					t.Errorf("%d requests are kept, want %d; logged: %v", got, kept, f.shadows.logged.Load())
+				}
+				if c == nil {
+					return
+				}
+				c.close(errCancelled)
+				if len(f.ends) != 1 {
+					t.Errorf("%d ends of a request whose Envoy logs nothing, want 1", len(f.ends))
+				}
+			})
+		})
+	}
+}
+
+// What is only shown is not left to Envoy, which never asked.
+func TestShadowIsNotLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(2))
+		c := f.open(t, streamed, streamed)
+		c.show(t, reqHeaders(false, ":method", "POST", ":path", "/other", "content-type", "application/json"))
+		c.show(t, reqBody("{model:other }", true))
+		if skipped := testutil.ToFloat64(f.metrics.shadowSkipped.WithLabelValues("refused")); skipped != 1 {
+			t.Fatalf("%v refused", skipped)
+		}
+		if left := f.leftTo("unknown_model"); left != 0 {
+			t.Errorf("left to Envoy %v times", left)
+		}
+	})
+}
+
+// A record that comes before its stream says that Envoy logs such requests.
+func TestShadowWhoseRecordIsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, pool(2))
+		f.shown(t, "first", "{ a }")
+		f.record(poolReady("10.0.0.2"))
+		if c := f.shown(t, "r", "{ b }"); !f.shadows.logged.Load() || len(f.decided) != 1 {
+			t.Errorf("not joined: %d decisions, logged %v", len(f.decided), f.shadows.logged.Load())
+			c.close(errCancelled)
+		}
+	})
+}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/firsttoken/firsttoken/scoring"
 )
 
 // choosing is the switch that leaves every request to Envoy. Two hands are on it:
@@ -28,8 +30,8 @@ type choosing struct {
 	// what was decided hold.
 	file  string
 	apply func(choose bool)
-	// caution says what Envoy cannot do in the service's place; empty: nothing.
-	caution string
+	// caution says what Envoy cannot do in the service's place now.
+	caution func() string
 	log     *slog.Logger
 	// signals brings SIGUSR1 and SIGUSR2.
 	signals chan os.Signal
@@ -61,10 +63,11 @@ type choosingStatus struct {
 }
 
 // newChoosing is a switch that is on; look asks for the file. It takes the signals
-// until close.
-func newChoosing(cfg config, apply func(bool), log *slog.Logger) *choosing {
+// until close. endpoints gives those of now; it is asked once the service is made.
+func newChoosing(cfg config, endpoints func() []scoring.Endpoint, apply func(bool), log *slog.Logger) *choosing {
 	c := &choosing{
-		file: cfg.Server.OffFile, apply: apply, caution: cfg.caution(), log: log, since: time.Now(),
+		file: cfg.Server.OffFile, apply: apply, log: log, since: time.Now(),
+		caution: func() string { return cfg.caution(endpoints()) },
 		signals: make(chan os.Signal, 4),
 	}
 	// One that comes before start waits; untaken it would end the process.
@@ -128,19 +131,21 @@ func (c *choosing) changeLocked(means string, f func()) {
 		c.log.Warn("choosing again", "by", means)
 		return
 	}
-	c.log.Warn("told to make no choices: every request is left to Envoy", "by", means, "caution", now.Caution)
+	c.log.Warn("told to make no choices: every request is left to Envoy", "by", means, "caution", c.caution())
 }
 
 // view is who chooses.
 func (c *choosing) view() choosingStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.viewLocked()
+	v := c.viewLocked()
+	v.Caution = c.caution()
+	return v
 }
 
-// viewLocked is view. Caller must hold mu.
+// viewLocked is view without the caution. Caller must hold mu.
 func (c *choosing) viewLocked() choosingStatus {
-	v := choosingStatus{OffBy: []string{}, Since: c.since, OffFile: c.file, Caution: c.caution, Fault: c.fault}
+	v := choosingStatus{OffBy: []string{}, Since: c.since, OffFile: c.file, Fault: c.fault}
 	if c.by != "" {
 		v.OffBy = append(v.OffBy, c.by)
 	}
@@ -151,22 +156,32 @@ func (c *choosing) viewLocked() choosingStatus {
 	return v
 }
 
-// caution says what Envoy cannot do in the service's place, as far as the
-// configuration tells; empty: nothing.
-func (c config) caution() string {
+// caution says what Envoy cannot do in the service's place, where these are the
+// endpoints; those whose models are not known yet say nothing.
+func (c config) caution(endpoints []scoring.Endpoint) string {
 	var list []string
 	if len(c.Aliases) > 0 {
 		list = append(list, "requests for an alias keep it, which no engine knows (aliases)")
 	}
-	served := map[string]bool{}
-	for _, e := range c.Endpoints {
-		for _, model := range e.Models {
-			served[model] = true
+	known, served := 0, map[string]int{}
+	for i := range endpoints {
+		if len(endpoints[i].Models) > 0 {
+			known++
+		}
+		for _, model := range endpoints[i].Models {
+			served[model]++
 		}
 	}
-	if len(served) > 1 {
-		list = append(list, "Envoy does not tell models apart and sends requests to engines that do not serve theirs (endpoints[].models)")
+	for _, n := range served {
+		if n < known {
+			list = append(list, "Envoy does not tell models apart and sends requests to engines that do not serve theirs (endpoints[].models)")
+			break
+		}
 	}
+	if c.Server.Pins {
+		list = append(list, "requests for one engine by ?id= go to any (server.pins)")
+	}
+	list = append(list, "a gateway's subset hints are not followed")
 	return strings.Join(list, "; ")
 }
 

@@ -10,8 +10,6 @@ import (
 	"github.com/DeRuina/timberjack"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protojson"
-
-	firsttokenv1 "github.com/firsttoken/firsttoken/proto/firsttoken/v1"
 )
 
 // decisionsConfig sets whether decision records are kept in a file.
@@ -51,13 +49,13 @@ func (c decisionsConfig) Validate(path string) error {
 // decisionFile writes records to a file. No request ever waits for it: what comes
 // while its queue is full is dropped and counted. Safe for concurrent use.
 type decisionFile struct {
-	blocks  bool                            // set once
-	open    func() []*firsttokenv1.Decision // those whose requests have not ended; set once
-	log     *slog.Logger                    // set once
-	records *prometheus.CounterVec          // set once
-	queue   chan *firsttokenv1.Decision     // at most decisionQueue
-	file    *timberjack.Logger              // run's
-	failing bool                            // run's: the last write failed
+	blocks  bool                   // set once
+	journal *journal               // names blocks, and has the records of requests that have not ended; set once
+	log     *slog.Logger           // set once
+	records *prometheus.CounterVec // set once
+	queue   chan journalEntry      // at most decisionQueue
+	file    *timberjack.Logger     // run's
+	failing bool                   // run's: the last write failed
 }
 
 // decisionQueue is how many records wait for the file: a second of a busy service.
@@ -65,7 +63,7 @@ const decisionQueue = 4096
 
 // newDecisionFile is nil where no file is wanted. The error says that it cannot be
 // written to.
-func newDecisionFile(cfg decisionsConfig, log *slog.Logger, reg prometheus.Registerer, open func() []*firsttokenv1.Decision) (*decisionFile, error) {
+func newDecisionFile(cfg decisionsConfig, log *slog.Logger, reg prometheus.Registerer, j *journal) (*decisionFile, error) {
 	if cfg.File == "" {
 		return nil, nil //nolint:nilnil // none is wanted
 	}
@@ -77,12 +75,12 @@ func newDecisionFile(cfg decisionsConfig, log *slog.Logger, reg prometheus.Regis
 		return nil, fmt.Errorf("decisions.file: %w", err)
 	}
 	f := &decisionFile{
-		blocks: cfg.Blocks, open: open, log: log,
+		blocks: cfg.Blocks, journal: j, log: log,
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "firsttoken_decision_records_total",
 			Help: "Records for decisions.file: written, dropped (the disk did not keep up), failed (it could not be written).",
 		}, []string{"fate"}),
-		queue: make(chan *firsttokenv1.Decision, decisionQueue),
+		queue: make(chan journalEntry, decisionQueue),
 		file:  &timberjack.Logger{Filename: cfg.File, MaxSize: cfg.MaxMegabytes, MaxBackups: cfg.MaxFiles, FileMode: decisionFileMode},
 	}
 	reg.MustRegister(f.records)
@@ -95,10 +93,10 @@ func newDecisionFile(cfg decisionsConfig, log *slog.Logger, reg prometheus.Regis
 // decisionFileMode: others need not see who asks how much.
 const decisionFileMode = 0o640
 
-// add takes a record, which nobody changes any more.
-func (f *decisionFile) add(record *firsttokenv1.Decision) {
+// add takes an entry whose record nobody changes any more.
+func (f *decisionFile) add(e journalEntry) {
 	select {
-	case f.queue <- record:
+	case f.queue <- e:
 	default:
 		f.records.WithLabelValues("dropped").Inc()
 	}
@@ -110,22 +108,25 @@ func (f *decisionFile) run(ctx context.Context) error {
 	defer func() { _ = f.file.Close() }()
 	for {
 		select {
-		case record := <-f.queue:
-			f.write(record)
+		case e := <-f.queue:
+			f.write(e)
 		case <-ctx.Done():
 			for len(f.queue) > 0 {
 				f.write(<-f.queue)
 			}
-			for _, record := range f.open() {
-				f.write(record)
+			for _, e := range f.journal.open() {
+				f.write(e)
 			}
 			return nil
 		}
 	}
 }
 
-func (f *decisionFile) write(record *firsttokenv1.Decision) {
-	line, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(record)
+func (f *decisionFile) write(e journalEntry) {
+	if f.blocks {
+		f.journal.name(e.record, e.blocks) // here, where no request waits for it
+	}
+	line, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(e.record)
 	if err == nil {
 		_, err = f.file.Write(append(line, '\n'))
 	}

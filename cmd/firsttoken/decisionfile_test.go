@@ -30,7 +30,7 @@ func journalWithFile(t *testing.T, change func(*decisionsConfig)) *journal {
 	cfg.File = filepath.Join(t.TempDir(), "decisions.jsonl")
 	change(&cfg)
 	j := newJournal(4, 1)
-	f, err := newDecisionFile(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), j.open)
+	f, err := newDecisionFile(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), j)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +109,31 @@ func TestDecisionFileDropsWhatItCannotTake(t *testing.T) {
 	}
 	if got := len(written(t, j)); got != decisionQueue {
 		t.Errorf("%d written, want %d", got, decisionQueue)
+	}
+}
+
+// The blocks of a prompt are named by the file's own goroutine: while a request's
+// end is taken in, no other can be.
+func TestDecisionFileNamesBlocksItself(t *testing.T) {
+	j := journalWithFile(t, func(c *decisionsConfig) { c.Blocks = true })
+	for i := range 2 { // the second does not end
+		d := decision(fmt.Sprint(i))
+		d.Prompt = &scoring.Prompt{Sequences: []scoring.Sequence{{TokenIDs: make([]uint32, 200), Length: 200, Usable: 200, Copies: 1}}}
+		d.Prompt.FillChain()
+		j.Decided(d)
+		if i == 0 {
+			j.Ended(d, scoring.OutcomeComplete, "")
+		}
+	}
+	e := <-j.file.queue
+	if names := e.record.GetPrefixBlocks(); len(names) > 0 {
+		t.Errorf("%d blocks are named before the record is written", len(names))
+	}
+	j.file.queue <- e
+	for _, r := range written(t, j) {
+		if got := len(r.GetPrefixBlocks()); got != 3 {
+			t.Errorf("%d blocks of record %s have names, want 3", got, r.GetId())
+		}
 	}
 }
 

@@ -102,7 +102,7 @@ func (j *journal) Ended(d *scoring.Decision, outcome scoring.Outcome, served str
 	if j.file == nil {
 		return
 	}
-	j.file.add(j.copy(e, j.file.blocks))
+	j.file.add(e.copy())
 	if !e.kept {
 		delete(j.byID, d.ID)
 	}
@@ -138,27 +138,24 @@ func (j *journal) Rescued(id string, r extproc.Rescue) {
 	}
 }
 
-// copy is a record of its own, with the names of its blocks if asked for. Caller
-// must hold mu.
-func (j *journal) copy(e *journalEntry, blocks bool) *firsttokenv1.Decision {
-	record := proto.CloneOf(e.record)
-	if blocks {
-		j.name(record, e.blocks)
-	}
-	return record
+// copy is an entry with a record of its own. Caller must hold the journal's mu.
+func (e *journalEntry) copy() journalEntry {
+	own := *e
+	own.record = proto.CloneOf(e.record)
+	return own
 }
 
-// open are copies of the records whose requests have not ended.
-func (j *journal) open() []*firsttokenv1.Decision {
+// open are the entries whose requests have not ended, with copies of their records.
+func (j *journal) open() []journalEntry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var records []*firsttokenv1.Decision
+	var entries []journalEntry
 	for _, e := range j.byID {
 		if e.record.GetEnded() == nil {
-			records = append(records, j.copy(e, j.file != nil && j.file.blocks))
+			entries = append(entries, e.copy())
 		}
 	}
-	return records
+	return entries
 }
 
 // last are the records, the newest first, in copies that nothing changes; with
@@ -187,9 +184,7 @@ func (j *journal) copies() []journalEntry {
 	entries := make([]journalEntry, 0, len(j.ring))
 	for i := range j.ring {
 		// next is the oldest one, so the newest is just before it.
-		e := *j.ring[(j.next-1-i+2*len(j.ring))%len(j.ring)]
-		e.record = proto.CloneOf(e.record)
-		entries = append(entries, e)
+		entries = append(entries, j.ring[(j.next-1-i+2*len(j.ring))%len(j.ring)].copy())
 	}
 	return entries
 }

@@ -135,7 +135,8 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		}
 	}()
 	// What follows takes its time, and a signal may come meanwhile.
-	s.choosing = newChoosing(cfg, func(choose bool) { s.server.SetChoosing(choose) }, log)
+	endpoints := func() []scoring.Endpoint { return s.picker.Endpoints() }
+	s.choosing = newChoosing(cfg, endpoints, func(choose bool) { s.server.SetChoosing(choose) }, log)
 	for _, warning := range cfg.warnings() {
 		log.Warn("the configuration is probably not what is meant", "warning", warning)
 	}
@@ -213,7 +214,7 @@ func newService(ctx context.Context, cfg config, log *slog.Logger) (_ *service, 
 		return nil, err
 	}
 	journal := newJournal(journalSize, cfg.Server.Fallbacks)
-	if s.decisions, err = newDecisionFile(cfg.Decisions, log, registry, journal.open); err != nil {
+	if s.decisions, err = newDecisionFile(cfg.Decisions, log, registry, journal); err != nil {
 		return nil, err
 	}
 	journal.file = s.decisions
