@@ -54,6 +54,10 @@ func simulate(t *testing.T, cfg simulated.Config) *simulatedEngine {
 	return &simulatedEngine{t, s}
 }
 
+// once asks by a connection of its own: one that was kept would be closed by an
+// engine that restarts, just when it is asked again.
+var once = http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
 // post sends a body and returns the answer's.
 func (e *simulatedEngine) post(path string, body any) []byte {
 	e.Helper()
@@ -61,7 +65,7 @@ func (e *simulatedEngine) post(path string, body any) []byte {
 	if err != nil {
 		e.Fatal(err)
 	}
-	resp, err := http.Post(e.URL()+path, "application/json", bytes.NewReader(text))
+	resp, err := once.Post(e.URL()+path, "application/json", bytes.NewReader(text))
 	if err != nil {
 		e.Fatal(err)
 	}
