@@ -189,7 +189,7 @@ func (st *stream) skip(cause skipCause) error {
 
 // shownHeaders takes the headers of a request that is only shown.
 func (st *stream) shownHeaders(msg *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders) error {
-	if st.shadow == nil || st.decided || st.head.seen {
+	if st.shadow == nil || st.decided || st.responded || st.head.seen {
 		return nil
 	}
 	st.head.seen = true
