@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/firsttoken/firsttoken/spelling"
 )
 
 // Fate says what becomes of a flag.
@@ -127,33 +129,11 @@ func lookup(name string) (Flag, error) {
 	}
 	best := flags[0].Name
 	for _, f := range flags {
-		if distance(name, f.Name) < distance(name, best) {
+		if spelling.Distance(name, f.Name) < spelling.Distance(name, best) {
 			best = f.Name
 		}
 	}
 	return Flag{}, fmt.Errorf("--%s: the router has no such flag; is it --%s?", name, best)
-}
-
-// distance is how many letters have to be added, left out or changed to make b
-// of a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := before
-			if a[i] != b[j] {
-				change++
-			}
-			before = row[j+1]
-			row[j+1] = min(change, before+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func text(where func(*plan) *string) func(*plan, string) error {

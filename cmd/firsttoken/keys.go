@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/firsttoken/firsttoken/lmcache"
+	"github.com/firsttoken/firsttoken/spelling"
 )
 
 // newKeysCommand prints LMCache's chunk keys, to hunt a mismatch between the
@@ -162,7 +163,7 @@ func misspelt(line []byte) error {
 		}
 		for _, known := range keysFields {
 			low := strings.ToLower(name)
-			if wrong := distance(low, known); wrong <= 2 && 2*wrong < len(low) || len(low) > 3 && (strings.Contains(known, low) || strings.Contains(low, known)) {
+			if wrong := spelling.Distance(low, known); wrong <= 2 && 2*wrong < len(low) || len(low) > 3 && (strings.Contains(known, low) || strings.Contains(low, known)) {
 				return fmt.Errorf("field %q is unknown; is it %s?", name, known)
 			}
 		}

@@ -69,9 +69,6 @@ func TestMigrateFaults(t *testing.T) {
 // A command line of production-stack's router migrates and serves: its clients
 // go on as before, through real Envoy.
 func TestMigratedServes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts Envoy")
-	}
 	engines := []string{simulatedEngine(t, "m"), simulatedEngine(t, "m"), simulatedEngine(t, "m")}
 	line := func(more string) string {
 		return "python3 -m vllm_router.app --host 0.0.0.0 --port 8001 --service-discovery static " +

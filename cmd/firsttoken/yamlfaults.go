@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/firsttoken/firsttoken/spelling"
 )
 
 // yamlFaults compares a YAML document with the Go type that it is decoded into
@@ -174,7 +176,7 @@ func yamlKeys(t reflect.Type) []string {
 func suggest(key string, known []string) string {
 	best, least := "", 3 // More than two wrong letters is another word.
 	for _, k := range known {
-		if d := distance(key, k); d < least {
+		if d := spelling.Distance(key, k); d < least {
 			best, least = k, d
 		}
 	}
@@ -182,28 +184,6 @@ func suggest(key string, known []string) string {
 		return fmt.Sprintf("is it %s?", best)
 	}
 	return "known are " + strings.Join(known, ", ")
-}
-
-// distance is the number of letters to insert, remove or replace to make b of
-// a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replace := diagonal
-			if a[i] != b[j] {
-				replace++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replace, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func describe(n *yaml.Node) string {
